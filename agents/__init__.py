@@ -1,0 +1,1 @@
+"""Learning, evaluating, benchmarking and exporting policies."""

@@ -1,0 +1,1 @@
+"""The runs being steered: tasks, populations, telemetry, signals, levers and the guard."""

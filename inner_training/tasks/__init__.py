@@ -1,0 +1,1 @@
+"""Task families: each draws tasks from a generator."""

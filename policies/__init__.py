@@ -1,0 +1,1 @@
+"""What decides: rules, learned policies, bundles and the controller of a live training loop."""

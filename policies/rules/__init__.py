@@ -1,0 +1,1 @@
+"""Rules: hand-written policies by name."""

@@ -1,0 +1,1 @@
+"""A learned controller for neural-network training."""
