@@ -1,0 +1,237 @@
+"""The command line: reads arguments, then imports what one command needs, and no more.
+
+Bad input ends with exit code 2 and one line on standard error; an interrupt with 130.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import re
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from trimtab.errors import UserError, out_of_range, unknown
+
+# What `trimtab list` can show -> (module, its mapping name -> entry with a one-line `.doc`).
+_TABLES = {
+    "scenarios": ("trimtab.envs.catalogue", "SCENARIOS"),
+    "signals": ("trimtab.inner_training.signals", "SIGNALS"),
+    "levers": ("trimtab.inner_training.levers", "LEVERS"),
+    "rules": ("trimtab.policies.rules", "RULES"),
+    "rewards": ("trimtab.envs.rewards", "TERMS"),
+}
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser whose errors are `UserError`s, so that they too end in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}; see: {self.prog} --help")
+
+
+def _at_least(low: int, **values: int) -> None:
+    for name, value in values.items():
+        if value < low:
+            raise out_of_range("--" + name.replace("_", "-"), value, low=low)
+
+
+def _check_device(name: str) -> None:
+    if not re.fullmatch(r"cpu|mps|cuda(:\d+)?", name):
+        raise unknown("device", name, ["cpu", "cuda", "cuda:0", "mps"])
+    if name == "cpu":
+        return
+    import torch
+
+    kind, _, index = name.partition(":")
+    if kind == "mps":
+        present = torch.backends.mps.is_available()
+    else:
+        present = torch.cuda.is_available() and int(index or 0) < torch.cuda.device_count()
+    if not present:
+        raise UserError(f"device {name!r} is not present on this machine; use --device cpu")
+
+
+def _train(args: argparse.Namespace) -> None:
+    _at_least(1, timesteps=args.timesteps, num_envs=args.num_envs)
+    _at_least(0, seed=args.seed)
+    _check_device(args.device)
+    from trimtab.agents.train import run_train
+
+    run_train(
+        args.scenario,
+        algo=args.algo,
+        timesteps=args.timesteps,
+        seed=args.seed,
+        out=args.out,
+        resume=args.resume,
+        num_envs=args.num_envs,
+        device=args.device,
+        mode=args.mode,
+    )
+
+
+def _bench(args: argparse.Namespace) -> None:
+    _at_least(1, runs=args.runs)
+    _at_least(0, seed=args.seed)
+    _check_device(args.device)
+    from trimtab.agents.benchmark import run_bench
+
+    run_bench(
+        args.policies,
+        args.scenarios,
+        runs=args.runs,
+        seed=args.seed,
+        out=args.out,
+        tuned=args.tuned,
+        device=args.device,
+        mode=args.mode,
+    )
+
+
+def _export(args: argparse.Namespace) -> None:
+    from trimtab.agents.export import run_export
+
+    print(run_export(args.source, args.out, args.onnx))
+
+
+def _inspect(args: argparse.Namespace) -> None:
+    from trimtab.policies.bundle import describe
+
+    print(describe(args.bundle))
+
+
+def _check(args: argparse.Namespace) -> None:
+    from trimtab.agents.check import run_check
+
+    print(run_check(args.path))
+
+
+def _list(args: argparse.Namespace) -> None:
+    if args.table not in _TABLES:
+        raise unknown("table", args.table, _TABLES)
+    module, attribute = _TABLES[args.table]
+    entries: Mapping[str, Any] = getattr(importlib.import_module(module), attribute)
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False)
+    table.add_column(args.table, no_wrap=True)
+    table.add_column("what it is")
+    for name, entry in entries.items():
+        table.add_row(Text(name), Text(entry.doc))
+    Console().print(table)
+
+
+def _add_machine(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--seed", type=int, default=0, metavar="S", help="seed of everything random (default: 0)")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:N or mps (default: cpu)")
+    parser.add_argument(
+        "--mode",
+        choices=("auto", "compile", "eager"),
+        default="auto",
+        help="how inner runs step: compiled, eager, or compiled where a compiler is present (default: auto)",
+    )
+
+
+def _add_train(commands: Any) -> None:
+    parser = commands.add_parser("train", help="train a policy on a scenario")
+    parser.add_argument("scenario", metavar="SCENARIO|FILE.yaml", help="a scenario's id, or a scenario in a file")
+    parser.add_argument("--algo", default="ppo", help="learning algorithm (default: ppo)")
+    parser.add_argument(
+        "--timesteps", type=int, default=200_000, metavar="N", help="environment steps in all (default: 200000)"
+    )
+    parser.add_argument("--num-envs", type=int, default=64, metavar="N", help="runs side by side (default: 64)")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the results")
+    parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint in DIR")
+    _add_machine(parser)
+    parser.set_defaults(command=_train)
+
+
+def _add_bench(commands: Any) -> None:
+    parser = commands.add_parser("bench", help="compare policies on tasks that none of them has seen")
+    parser.add_argument(
+        "--policies",
+        nargs="+",
+        required=True,
+        metavar="NAME|BUNDLE|module:object",
+        help="rules by name, bundles by path, or your own factories",
+    )
+    parser.add_argument("--scenarios", nargs="+", required=True, metavar="S", help="ids or YAML files")
+    parser.add_argument("--runs", type=int, default=64, metavar="N", help="runs per scenario (default: 64)")
+    parser.add_argument("--tuned", action="store_true", help="add the rules tuned globally, and the oracle per task")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the results")
+    _add_machine(parser)
+    parser.set_defaults(command=_bench)
+
+
+def _add_files(commands: Any) -> None:
+    parser = commands.add_parser("export", help="turn a trained agent into a bundle")
+    parser.add_argument("source", type=Path, metavar="DIR_OR_ZIP", help="the --out folder of train, or a checkpoint")
+    parser.add_argument("--out", type=Path, required=True, metavar="BUNDLE", help="folder for the bundle")
+    parser.add_argument("--onnx", action="store_true", help="also write policy.onnx (needs the extra 'onnx')")
+    parser.set_defaults(command=_export)
+
+    parser = commands.add_parser("inspect", help="say what a bundle holds")
+    parser.add_argument("bundle", type=Path, metavar="BUNDLE")
+    parser.set_defaults(command=_inspect)
+
+    parser = commands.add_parser("check", help="verify a bundle, or a scenario's YAML file")
+    parser.add_argument("path", type=Path, metavar="BUNDLE_OR_CONFIG")
+    parser.set_defaults(command=_check)
+
+    parser = commands.add_parser("list", help="list what is built in")
+    parser.add_argument("table", metavar="|".join(_TABLES))
+    parser.set_defaults(command=_list)
+
+
+class _Version(argparse.Action):
+    """Prints the version; looked up only when asked for."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str, **options: Any) -> None:
+        super().__init__(option_strings, dest, nargs=0, **options)
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        import trimtab
+
+        print(f"trimtab {trimtab.__version__}")
+        parser.exit()
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Returns the parser of the whole command line; parsing sets `command` to the function to call."""
+    parser = _Parser(prog="trimtab", description="A learned controller for neural-network training.")
+    parser.add_argument("--version", action=_Version, help="print the version and exit")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    _add_train(commands)
+    _add_bench(commands)
+    _add_files(commands)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command.
+
+    Args:
+        argv: the arguments after the program's name; None takes those of the process.
+
+    Returns:
+        The exit code: 0 done, 2 bad input, 130 interrupted.
+
+    Raises:
+        SystemExit: with code 0, after `--help` and `--version`.
+    """
+    try:
+        args = build_parser().parse_args(argv)
+        command: Callable[[argparse.Namespace], None] = args.command
+        command(args)
+    except UserError as error:
+        print(f"trimtab: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("trimtab: interrupted", file=sys.stderr)
+        return 130
+    return 0
