@@ -1,0 +1,186 @@
+"""The guard: what may be done, when, and how it is undone. Vectorised over runs; the same in environments and live runs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import IntFlag
+from typing import Any
+
+import numpy as np
+
+from trimtab.inner_training.levers import Lever
+from trimtab.inner_training.reading import Memory, Reading
+
+
+class Reason(IntFlag):
+    """Why the guard changed what a policy proposed; several may hold at once."""
+
+    NONE = 0
+    NOT_FINITE = 1
+    UNAVAILABLE = 2
+    RATE = 4
+    BOUND = 8
+    ROLLED_BACK = 16
+    LOST = 32
+    FAULT = 64
+
+
+REASON_WORDS: dict[Reason, str] = {
+    Reason.NOT_FINITE: "the proposed action was not a finite number, so the lever holds",
+    Reason.UNAVAILABLE: "the lever does not exist for this run, so it stays at null",
+    Reason.RATE: "the proposed move was larger than the rate limit allows",
+    Reason.BOUND: "the proposed multiplier was outside its absolute bounds",
+    Reason.ROLLED_BACK: "the run diverged, so the last stable snapshot was restored and the learning rate lowered",
+    Reason.LOST: "the run diverged and the rollback budget is spent, so the controller stands back",
+    Reason.FAULT: "the policy raised an error, so every lever holds",
+}
+
+
+def in_words(code: int) -> str:
+    """The reasons in ``code`` as one sentence; empty for none.
+
+    >>> in_words(Reason.BOUND)
+    'the proposed multiplier was outside its absolute bounds'
+    """
+    return "; ".join(words for reason, words in REASON_WORDS.items() if code & reason)
+
+
+@dataclass(frozen=True, kw_only=True)
+class GuardConfig:
+    """Settings of the guard; defaults are ours, calibrated on the training scenarios (docs/decisions.md).
+
+    Attributes:
+        enabled: False lets every finite action through up to the absolute bounds, and never rolls back.
+        rate_scale: factor on every lever's rate limit, in (0, 10].
+        rollback: restore the last stable snapshot when a run diverges.
+        rollback_budget: rollbacks allowed per run, >= 0.
+        backoff: factor on the learning rate after each rollback, in (0, 1].
+        explosion: a run has diverged when the mean loss of an interval exceeds this factor times the larger of
+            its first loss and its long-term average; > 1.
+    """
+
+    enabled: bool = True
+    rate_scale: float = 1.0
+    rollback: bool = True
+    rollback_budget: int = 4
+    backoff: float = 0.3
+    explosion: float = 10.0
+
+
+@dataclass(frozen=True)
+class Health:
+    """What the guard concluded from a reading; bool arrays of shape (N,).
+
+    Attributes:
+        stable: this moment may become a snapshot.
+        rollback: the last stable snapshot must be restored now.
+        lost: the run has diverged for good.
+    """
+
+    stable: np.ndarray
+    rollback: np.ndarray
+    lost: np.ndarray
+
+
+class Guard:
+    """Vectorised safety layer between a policy and the levers of N runs.
+
+    Attributes:
+        caution: (N,) factor on the learning rate, lowered by each rollback.
+        rollbacks: (N,) rollbacks done.
+        lost: (N,) bool, runs that diverged for good.
+    """
+
+    def __init__(self, config: GuardConfig, levers: Sequence[Lever], num_runs: int) -> None:
+        self.config = config
+        self.levers = tuple(levers)
+        self.caution = np.ones(num_runs)
+        self.rollbacks = np.zeros(num_runs, dtype=np.int64)
+        self.lost = np.zeros(num_runs, dtype=bool)
+
+    def reset(self, mask: np.ndarray) -> None:
+        """Starts the runs in ``mask`` afresh."""
+        self.caution[mask] = 1.0
+        self.rollbacks[mask] = 0
+        self.lost[mask] = False
+
+    @property
+    def rollbacks_left(self) -> np.ndarray:
+        """(N,) share of the rollback budget left, in [0, 1]; 0 without rollback."""
+        budget = self.config.rollback_budget
+        if not self._may_roll_back or budget == 0:
+            return np.zeros(len(self.rollbacks))
+        return 1 - self.rollbacks / budget
+
+    @property
+    def _may_roll_back(self) -> bool:
+        return self.config.enabled and self.config.rollback
+
+    def inspect(self, reading: Reading, memory: Memory) -> Health:
+        """Judges the interval just finished: divergence is a non-finite statistic or an explosion of the loss."""
+        num_runs = reading.num_runs
+        nothing = np.zeros(num_runs, dtype=bool)
+        if reading.measured is None:
+            return Health(stable=~self.lost, rollback=nothing, lost=self.lost.copy())
+        measured, live = reading.measured, ~reading.fresh & ~self.lost
+        finite = np.isfinite(measured.losses).all(0) & np.isfinite(measured.grad_norm).all(0)
+        finite &= np.isfinite(measured.update_norm) & np.isfinite(measured.weight_norm)
+        mean = np.where(finite[None], measured.losses, np.nan).mean(0)
+        seen = np.where(live, mean, np.nan)
+        first = memory.first("guard_loss", np.where(live & finite, measured.losses[0], np.nan))
+        usual = memory.previous("guard_loss", memory.ema("guard_loss_average", seen, 0.9))
+        reference = np.fmax(first, usual)
+        exploded = finite & (np.abs(mean) > self.config.explosion * np.abs(reference))
+        diverged = live & (~finite | exploded)
+        rollback = diverged & self._may_roll_back & (self.rollbacks < self.config.rollback_budget)
+        self.rollbacks[rollback] += 1
+        self.caution[rollback] *= self.config.backoff
+        # A loss that is high but finite may still come down: without a rollback only a non-finite run is lost.
+        self.lost |= diverged & ~rollback & ~finite
+        return Health(stable=live & ~diverged, rollback=rollback, lost=self.lost.copy())
+
+    def limit(
+        self, lever: Lever, action: np.ndarray, *, target: bool, multiplier: np.ndarray, available: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Turns a proposed action of one lever into a permitted multiplier.
+
+        Args:
+            lever: which lever.
+            action: (N,) a move in [-1, 1] in units of the lever's rate, or a target multiplier.
+            target: whether ``action`` is a target; targets are held to the absolute bounds only.
+            multiplier: (N,) current multiplier.
+            available: (N,) bool.
+
+        Returns:
+            The new multiplier (N,) and the reasons (N,) as ``Reason`` codes. A move of 0 returns the current
+            multiplier bit for bit.
+        """
+        reason = np.zeros(len(action), dtype=np.int64)
+        finite = np.isfinite(action)
+        action = np.where(finite, action, 1.0 if target else 0.0)
+        if target:
+            low, wanted = lever.target_low, np.where(finite, action, multiplier)
+        else:
+            low, limit = lever.low, 1.0
+            if self.config.enabled:
+                reason |= np.where(np.abs(action) > limit, Reason.RATE, 0)
+                action = np.clip(action, -limit, limit)
+            wanted = multiplier * np.exp(action * lever.rate * self.config.rate_scale)
+        permitted = np.clip(wanted, low, lever.high)
+        reason |= np.where(permitted != wanted, Reason.BOUND, 0)
+        permitted = np.where(available, permitted, 1.0)
+        reason |= np.where(available, 0, np.where(action != (1.0 if target else 0.0), Reason.UNAVAILABLE, 0))
+        permitted = np.where(self.lost, multiplier, permitted)
+        reason |= np.where(self.lost, Reason.LOST, 0) | np.where(finite, 0, Reason.NOT_FINITE)
+        return permitted, reason
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain lists."""
+        return {"caution": self.caution.tolist(), "rollbacks": self.rollbacks.tolist(), "lost": self.lost.tolist()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restores what ``state_dict`` gave."""
+        self.caution = np.asarray(state["caution"], dtype=np.float64)
+        self.rollbacks = np.asarray(state["rollbacks"], dtype=np.int64)
+        self.lost = np.asarray(state["lost"], dtype=bool)

@@ -1,0 +1,168 @@
+"""What a signal may look at: one decision's reading of N runs, and a memory of earlier ones."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from trimtab.inner_training.telemetry import Measured
+
+
+def _nan(num_runs: int) -> np.ndarray:
+    return np.full(num_runs, np.nan)
+
+
+@dataclass(kw_only=True)
+class Reading:
+    """Host-side state of N runs at a decision; every array is float64 of shape (N,) unless said otherwise.
+
+    NaN means "not known here": a run that has not started, a user without a validation set or a budget.
+
+    Attributes:
+        measured: telemetry of the interval just finished, or None before the first one.
+        fresh: bool (N,), True where no interval has finished since the run (re)started.
+        step: optimizer steps done.
+        total_steps: budget in steps, NaN when unknown.
+        val_loss: validation loss measured since the last decision, NaN when there is none.
+        parameters: number of trained parameters.
+        batch_size: examples per step.
+        depth: number of weight matrices.
+        adaptive: 1 for the Adam kinds, 0 for SGD.
+        base: base value of each hyperparameter now (the scheduled learning rate, the user's momentum, ...).
+        initial_lr: the learning rate that the run started with, before schedule and multipliers.
+        multipliers: current multiplier of each lever.
+        moves: natural log of the last change of each lever's multiplier.
+        available: bool (N,) per lever: does it exist for this run?
+        caution: the guard's own factor on the learning rate, in (0, 1].
+        rollbacks_left: share of the rollback budget left, in [0, 1].
+        rolled_back: bool (N,): the guard restored a snapshot at this decision.
+    """
+
+    measured: Measured | None
+    fresh: np.ndarray
+    step: np.ndarray
+    total_steps: np.ndarray
+    val_loss: np.ndarray
+    parameters: np.ndarray
+    batch_size: np.ndarray
+    depth: np.ndarray
+    adaptive: np.ndarray
+    base: Mapping[str, np.ndarray]
+    initial_lr: np.ndarray
+    multipliers: Mapping[str, np.ndarray] = field(default_factory=dict)
+    moves: Mapping[str, np.ndarray] = field(default_factory=dict)
+    available: Mapping[str, np.ndarray] = field(default_factory=dict)
+    caution: np.ndarray = field(default_factory=lambda: np.ones(1))
+    rollbacks_left: np.ndarray = field(default_factory=lambda: np.ones(1))
+    rolled_back: np.ndarray = field(default_factory=lambda: np.zeros(1, dtype=bool))
+
+    @property
+    def num_runs(self) -> int:
+        """Number of runs N."""
+        return len(self.step)
+
+    def losses(self) -> np.ndarray:
+        """(K, N) losses of the interval; NaN where a run is fresh, was rolled back, or the loss is not finite."""
+        if self.measured is None:
+            return np.full((1, self.num_runs), np.nan)
+        hidden = (self.fresh | self.rolled_back)[None] | ~np.isfinite(self.measured.losses)
+        return np.where(hidden, np.nan, self.measured.losses)
+
+    def sampled(self, name: str) -> np.ndarray:
+        """A sampled statistic of the interval ((N,) or (S, N)), NaN where it is not known or not finite."""
+        if self.measured is None:
+            return _nan(self.num_runs)
+        value: np.ndarray = getattr(self.measured, name)
+        hidden = (self.fresh | self.rolled_back) | ~np.isfinite(value)
+        return np.where(hidden, np.nan, value)
+
+
+class Memory:
+    """Running statistics of N runs that signals share, updated once per decision and forgotten on reset.
+
+    Every statistic has a name; asking twice at one decision gives the same array. A NaN input leaves a
+    statistic as it was, and a statistic that has seen nothing yet is NaN. All arrays are float64 (N,).
+    """
+
+    def __init__(self, num_runs: int) -> None:
+        self.num_runs = num_runs
+        self._stored: dict[str, np.ndarray] = {}
+        self._current: dict[str, np.ndarray] = {}
+
+    def begin(self) -> None:
+        """Starts a new decision: statistics may be updated once more."""
+        self._current = {}
+
+    def _slot(self, key: str, value: float) -> np.ndarray:
+        return self._stored.setdefault(key, np.full(self.num_runs, value))
+
+    def ema(self, name: str, value: np.ndarray, decay: float) -> np.ndarray:
+        """Exponential average with bias correction: weight ``1 - decay`` on the newest value."""
+        if name not in self._current:
+            mean, weight = self._slot(name + "/mean", 0.0), self._slot(name + "/weight", 0.0)
+            seen = np.isfinite(value)
+            mean[seen] = decay * mean[seen] + (1 - decay) * value[seen]
+            weight[seen] = decay * weight[seen] + (1 - decay)
+            self._current[name] = np.divide(mean, weight, out=_nan(self.num_runs), where=weight > 0)
+        return self._current[name]
+
+    def first(self, name: str, value: np.ndarray) -> np.ndarray:
+        """The first finite value ever seen."""
+        if name not in self._current:
+            held = self._slot(name + "/first", np.nan)
+            new = np.isnan(held) & np.isfinite(value)
+            held[new] = value[new]
+            self._current[name] = held.copy()
+        return self._current[name]
+
+    def best(self, name: str, value: np.ndarray) -> np.ndarray:
+        """The smallest finite value up to now."""
+        if name not in self._current:
+            held = self._slot(name + "/best", np.nan)
+            np.fmin(held, value, out=held)
+            self._current[name] = held.copy()
+        return self._current[name]
+
+    def latest(self, name: str, value: np.ndarray) -> np.ndarray:
+        """The newest finite value (held while none arrives)."""
+        if name not in self._current:
+            held = self._slot(name + "/latest", np.nan)
+            seen = np.isfinite(value)
+            held[seen] = value[seen]
+            self._current[name] = held.copy()
+        return self._current[name]
+
+    def previous(self, name: str, value: np.ndarray) -> np.ndarray:
+        """The newest finite value of *earlier* decisions."""
+        if name not in self._current:
+            held = self._slot(name + "/previous", np.nan)
+            self._current[name] = held.copy()
+            seen = np.isfinite(value)
+            held[seen] = value[seen]
+        return self._current[name]
+
+    def since(self, name: str, event: np.ndarray) -> np.ndarray:
+        """Decisions since ``event`` (bool) was last True, or since the start."""
+        if name not in self._current:
+            held = self._slot(name + "/since", 0.0)
+            held += 1
+            held[event] = 0
+            self._current[name] = held.copy()
+        return self._current[name]
+
+    def reset(self, mask: np.ndarray) -> None:
+        """Forgets the runs where ``mask`` (bool, (N,)) is True."""
+        for key, held in self._stored.items():
+            held[mask] = np.nan if key.endswith(("/first", "/best", "/latest", "/previous")) else 0.0
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain lists, JSON-serialisable but for NaN (which Python's json reads and writes)."""
+        return {key: held.tolist() for key, held in self._stored.items()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restores what ``state_dict`` gave."""
+        self._stored = {key: np.asarray(held, dtype=np.float64) for key, held in state.items()}
+        self._current = {}

@@ -1,0 +1,159 @@
+"""One decision of N runs, in the order that is the same everywhere: judge, observe, decide, limit, move the levers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from trimtab.inner_training.guard import Guard, GuardConfig, Health, Reason
+from trimtab.inner_training.levers import Lever
+from trimtab.inner_training.reading import Memory, Reading
+from trimtab.inner_training.signals import Signal, observe
+
+Kind = Literal["moves", "targets"]
+
+
+@dataclass(frozen=True)
+class Move:
+    """What one decision did; arrays are (N, L) in the order of the steering's levers.
+
+    Attributes:
+        proposed: the policy's action (moves or targets), 0 for levers that the policy does not govern.
+        before, after: multipliers.
+        reasons: ``Reason`` codes, 0 where the proposal was applied as it was.
+    """
+
+    proposed: np.ndarray
+    before: np.ndarray
+    after: np.ndarray
+    reasons: np.ndarray
+
+
+class Steering:
+    """Signals, guard and lever positions of N runs: the shared half of every environment and every controller.
+
+    Use at each decision: ``assess`` the reading, act on its ``Health`` (snapshot, restore), ``observe``, ask the
+    policy, ``decide``, then write ``hyperparameters`` to the runs.
+
+    Attributes:
+        multipliers: (N, L) float64, 1 is null.
+        available: (N, L) bool.
+    """
+
+    def __init__(self, levers: Sequence[Lever], signals: Sequence[Signal], guard: GuardConfig, num_runs: int) -> None:
+        self.levers, self.signals, self.num_runs = tuple(levers), tuple(signals), num_runs
+        self.guard = Guard(guard, self.levers, num_runs)
+        self.memory = Memory(num_runs)
+        self.multipliers = np.ones((num_runs, len(self.levers)))
+        self.available = np.ones((num_runs, len(self.levers)), dtype=bool)
+        self._moves = np.zeros((num_runs, len(self.levers)))
+        self._grad_average = np.full(num_runs, np.nan)
+
+    def reset(self, mask: np.ndarray, base: Mapping[str, np.ndarray]) -> None:
+        """Starts the runs in ``mask`` (bool, (N,)) afresh; ``base`` holds each hyperparameter's base, (N,)."""
+        self.guard.reset(mask)
+        self.memory.reset(mask)
+        self.multipliers[mask] = 1.0
+        self._moves[mask] = 0.0
+        self._grad_average[mask] = np.nan
+        for column, lever in enumerate(self.levers):
+            self.available[mask, column] = lever.available(base[lever.hyperparameter])[mask]
+
+    def assess(self, reading: Reading) -> Health:
+        """Begins a decision: the guard judges the reading, which learns the state of levers and guard."""
+        self.memory.begin()
+        health = self.guard.inspect(reading, self.memory)
+        reading.rolled_back = health.rollback
+        norms = reading.sampled("grad_norm")
+        # The scale that the gradient clip is relative to; rolled-back intervals do not count.
+        self._grad_average = self.memory.ema("grad_average", norms if norms.ndim == 1 else norms.mean(0), 0.9)
+        reading.caution = self.guard.caution.copy()
+        reading.rollbacks_left = self.guard.rollbacks_left
+        for column, lever in enumerate(self.levers):
+            reading.multipliers = {**reading.multipliers, lever.name: self.multipliers[:, column].copy()}
+            reading.moves = {**reading.moves, lever.name: self._moves[:, column].copy()}
+            reading.available = {**reading.available, lever.name: self.available[:, column].copy()}
+        return health
+
+    def observe(self, reading: Reading) -> np.ndarray:
+        """(N, S) float32 observation in [-1, 1], one column per signal."""
+        return observe(self.signals, reading, self.memory)
+
+    def decide(self, actions: np.ndarray, kinds: Mapping[str, Kind]) -> Move:
+        """Moves the levers that a policy governs.
+
+        Args:
+            actions: (N, len(kinds)) in the order of ``kinds``.
+            kinds: lever name to ``"moves"`` or ``"targets"``; levers not named stay where they are.
+        """
+        before = self.multipliers.copy()
+        proposed = np.zeros_like(before)
+        reasons = np.zeros(before.shape, dtype=np.int64)
+        names = [lever.name for lever in self.levers]
+        for source, (name, kind) in enumerate(kinds.items()):
+            column = names.index(name)
+            proposed[:, column] = actions[:, source]
+            self.multipliers[:, column], reasons[:, column] = self.guard.limit(
+                self.levers[column],
+                np.asarray(actions[:, source], dtype=np.float64),
+                target=kind == "targets",
+                multiplier=before[:, column],
+                available=self.available[:, column],
+            )
+        after = self.multipliers.copy()
+        self._moves = np.log(np.maximum(after, 1e-30)) - np.log(np.maximum(before, 1e-30))
+        return Move(proposed=proposed, before=before, after=after, reasons=reasons)
+
+    def hold(self, reason: Reason = Reason.NONE) -> Move:
+        """The identity decision: every lever stays where it is."""
+        self._moves = np.zeros_like(self._moves)
+        still = self.multipliers.copy()
+        codes = np.full(still.shape, int(reason), dtype=np.int64)
+        return Move(proposed=np.zeros_like(still), before=still, after=still, reasons=codes)
+
+    @property
+    def lr_multiplier(self) -> np.ndarray:
+        """(N,) factor on the scheduled learning rate at every step: the lever's multiplier times the guard's caution."""
+        for column, lever in enumerate(self.levers):
+            if lever.hyperparameter == "lr":
+                return self.multipliers[:, column] * self.guard.caution
+        return self.guard.caution.copy()
+
+    def hyperparameters(self, base: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Effective value (N,) of each governed hyperparameter but the learning rate (see ``lr_multiplier``).
+
+        ``grad_clip`` comes out as an absolute norm, ``inf`` for off.
+        """
+        values: dict[str, np.ndarray] = {}
+        for column, lever in enumerate(self.levers):
+            if lever.hyperparameter == "lr":
+                continue
+            value = lever.value(base[lever.hyperparameter], self.multipliers[:, column])
+            if lever.per_grad_norm:
+                value = np.where(np.isfinite(self._grad_average), value * self._grad_average, np.inf)
+            values[lever.hyperparameter] = value
+        return values
+
+    def state_dict(self) -> dict[str, Any]:
+        """JSON-serialisable state: positions, guard, memory."""
+        return {
+            "levers": [lever.name for lever in self.levers],
+            "multipliers": self.multipliers.tolist(),
+            "available": self.available.tolist(),
+            "moves": self._moves.tolist(),
+            "grad_average": self._grad_average.tolist(),
+            "guard": self.guard.state_dict(),
+            "memory": self.memory.state_dict(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restores what ``state_dict`` gave."""
+        self.multipliers = np.asarray(state["multipliers"], dtype=np.float64)
+        self.available = np.asarray(state["available"], dtype=bool)
+        self._moves = np.asarray(state["moves"], dtype=np.float64)
+        self._grad_average = np.asarray(state["grad_average"], dtype=np.float64)
+        self.guard.load_state_dict(state["guard"])
+        self.memory.load_state_dict(state["memory"])

@@ -1,0 +1,139 @@
+"""What a run learns: instances (one concrete problem and recipe) and the families that draw them."""
+
+from __future__ import annotations
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from trimtab.inner_training.schedules import BaseSchedule
+
+SPLITS = ("train", "validation", "test")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerSettings:
+    """The optimizer a user would have chosen; hyperparameters are the *base* that levers multiply.
+
+    Attributes:
+        rule: name of an update rule (``trimtab.inner_training.update_rules.UPDATE_RULES``).
+        lr: initial learning rate, > 0.
+        momentum: SGD momentum, or beta1 of the Adam kinds, in [0, 1).
+        weight_decay: coupled (SGD, Adam) or decoupled (AdamW) decay, >= 0.
+        nesterov: Nesterov momentum (SGD only).
+        beta2: second-moment decay of the Adam kinds, in [0, 1).
+        eps: denominator floor of the Adam kinds, > 0.
+    """
+
+    rule: str
+    lr: float
+    momentum: float = 0.9
+    weight_decay: float = 0.0
+    nesterov: bool = False
+    beta2: float = 0.999
+    eps: float = 1e-8
+
+
+@dataclass(frozen=True, kw_only=True)
+class Instance:
+    """One concrete inner problem with its recipe: everything that a population needs to start a run.
+
+    Arrays are host-side numpy; ``n`` is the number of examples of this instance (all splits together) and
+    must not exceed the family's ``max_examples``.
+
+    Attributes:
+        key: human-readable identity, ``family/train|held-out/seed``; equal keys are equal instances.
+        seed: seed of the run's own random streams (batch order, dropout, disturbances), in [0, 2**31).
+        rows: (n,) int64 rows of the family's shared input table, ordered train, validation, test.
+        labels: (n,) int64 class numbers or float32 targets, in the same order.
+        sizes: examples in train, validation and test; they sum to ``n``.
+        input_scale: factor applied to the inputs, > 0.
+        parameters: initial value of each parameter of the family's module.
+        buffers: value of each buffer of the family's module (for example unit gates).
+        batch_size: examples per step, in [1, family.max_batch] and at most ``sizes[0]``.
+        steps: the budget of the run in optimizer steps, >= 1.
+        optimizer: base hyperparameters.
+        schedule: the base learning-rate schedule, on top of which multipliers act.
+        traits: what was drawn, for reports (class count, label noise, width, ...).
+    """
+
+    key: str
+    seed: int
+    rows: np.ndarray
+    labels: np.ndarray
+    sizes: tuple[int, int, int]
+    parameters: Mapping[str, np.ndarray]
+    buffers: Mapping[str, np.ndarray]
+    batch_size: int
+    steps: int
+    optimizer: OptimizerSettings
+    schedule: BaseSchedule
+    input_scale: float = 1.0
+    traits: Mapping[str, Any] = field(default_factory=dict)
+
+    def split(self, name: str) -> slice:
+        """Positions of a split inside ``rows`` and ``labels``."""
+        index = SPLITS.index(name)
+        start = sum(self.sizes[:index])
+        return slice(start, start + self.sizes[index])
+
+    def fingerprint(self) -> str:
+        """SHA-256 (hex) of what is learned and from where: rows, labels, parameters, seed and recipe."""
+        digest = hashlib.sha256()
+        for array in (self.rows, self.labels, *self.parameters.values(), *self.buffers.values()):
+            digest.update(np.ascontiguousarray(array).tobytes())
+        recipe = (self.seed, self.sizes, self.batch_size, self.steps, self.optimizer, self.schedule, self.input_scale)
+        digest.update(repr(recipe).encode())
+        return digest.hexdigest()
+
+
+class TaskFamily(ABC):
+    """A distribution of instances that share one architecture and one table of inputs.
+
+    Set in all subclasses:
+        name: lower-case words with hyphens.
+        doc: one line for tables.
+        module: template network; ``module(x)`` maps ``(B, *shape)`` to ``(B, outputs)``. It is never trained itself.
+        inputs: (R, *shape) float32 table of inputs, shared by all runs.
+        max_examples: width of the per-run row and label maps.
+        max_batch: batch slots per step; smaller batches use weights.
+    Set in some:
+        label_dtype: ``torch.int64`` (classes, default) or ``torch.float32`` (regression).
+        loss_floor, loss_cap: range of the bounded loss (see ``bounded``).
+    """
+
+    name: str
+    doc: str
+    module: nn.Module
+    inputs: Tensor
+    max_examples: int
+    max_batch: int = 64
+    label_dtype: torch.dtype = torch.int64
+    loss_floor: float = 1e-4
+    loss_cap: float
+
+    @abstractmethod
+    def draw(self, seed: int, *, held_out: bool) -> Instance:
+        """Draws the instance of ``seed``; the same arguments give the same instance, whatever else happened.
+
+        Instances drawn with ``held_out=True`` are disjoint from those drawn with ``held_out=False``.
+        """
+
+    @abstractmethod
+    def loss(self, outputs: Tensor, labels: Tensor) -> Tensor:
+        """Loss of each example: outputs (B, outputs) and labels (B,) give (B,)."""
+
+    def bounded(self, loss: np.ndarray) -> np.ndarray:
+        """Maps any mean loss to ``[loss_floor, loss_cap]``; NaN and infinity give the cap.
+
+        Bounded, NaN-free losses make rewards and scores comparable (the idea of a task normaliser in
+        Metz et al., *VeLO*, arXiv 2211.09760, section on training tasks).
+        """
+        filled = np.where(np.isfinite(loss), loss, self.loss_cap)
+        return np.clip(filled, self.loss_floor, self.loss_cap)
