@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
 
 import pytest
 
@@ -11,24 +10,11 @@ import pytest
 collect_ignore_glob = ["envs/*", "agents/*", "inner_training/*", "policies/*"]
 
 
-def _limit_threads() -> bool:
-    torch = sys.modules.get("torch")
-    if torch is None:
-        return False
-    torch.set_num_threads(1)
-    return True
-
-
-def pytest_collection_finish() -> None:
-    """Use one thread for each worker once collection has imported torch; light tests never import it."""
-    _limit_threads()
-
-
 @pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Keep one thread for modules that import torch late."""
-    _limit_threads()
-    yield
+def one_thread() -> None:
+    """Give each test process one thread, without importing torch for tests that do not need it."""
+    if torch := sys.modules.get("torch"):
+        torch.set_num_threads(1)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
