@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+
+Share = float | np.ndarray
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,26 +25,26 @@ class BaseSchedule:
     floor: float = 0.0
 
 
-def constant(progress: np.ndarray, warmup: float, floor: float) -> np.ndarray:
+def constant(progress: np.ndarray, warmup: Share, floor: Share) -> np.ndarray:
     """Factor 1 throughout."""
     del warmup, floor
     return np.ones_like(progress)
 
 
-def cosine(progress: np.ndarray, warmup: float, floor: float) -> np.ndarray:
+def cosine(progress: np.ndarray, warmup: Share, floor: Share) -> np.ndarray:
     """Half a cosine from 1 to ``floor`` (Loshchilov & Hutter, SGDR, arXiv 1608.03983, without restarts)."""
     del warmup
     return floor + (1 - floor) * 0.5 * (1 + np.cos(np.pi * progress))
 
 
-def warmup_cosine(progress: np.ndarray, warmup: float, floor: float) -> np.ndarray:
+def warmup_cosine(progress: np.ndarray, warmup: Share, floor: Share) -> np.ndarray:
     """Linear from 0 to 1 over ``warmup``, then half a cosine to ``floor`` (Goyal et al., arXiv 1706.02677)."""
-    rising = progress / max(warmup, 1e-12)
+    rising = progress / np.maximum(warmup, 1e-12)
     falling = cosine(np.clip((progress - warmup) / (1 - warmup), 0, 1), 0.0, floor)
     return np.where(progress < warmup, rising, falling)
 
 
-def cosine_restarts(progress: np.ndarray, warmup: float, floor: float) -> np.ndarray:
+def cosine_restarts(progress: np.ndarray, warmup: Share, floor: Share) -> np.ndarray:
     """Three cosine periods of 1/7, 2/7 and 4/7 of the budget (SGDR with T_mult = 2, arXiv 1608.03983)."""
     del warmup
     edges = np.array([0.0, 1 / 7, 3 / 7, 1.0])
@@ -52,26 +54,26 @@ def cosine_restarts(progress: np.ndarray, warmup: float, floor: float) -> np.nda
     return cosine(np.clip(local, 0, 1), 0.0, floor)
 
 
-def step_decay(progress: np.ndarray, warmup: float, floor: float) -> np.ndarray:
+def step_decay(progress: np.ndarray, warmup: Share, floor: Share) -> np.ndarray:
     """Factor 0.1 at half of the budget and again at three quarters (He et al., ResNet, arXiv 1512.03385)."""
     del warmup, floor
     return np.where(progress < 0.5, 1.0, np.where(progress < 0.75, 0.1, 0.01))
 
 
-def exponential(progress: np.ndarray, warmup: float, floor: float) -> np.ndarray:
+def exponential(progress: np.ndarray, warmup: Share, floor: Share) -> np.ndarray:
     """Exponential decay to 1 % of the initial rate at the end of the budget."""
     del warmup, floor
     return np.exp(np.log(0.01) * progress)
 
 
-def wsd(progress: np.ndarray, warmup: float, floor: float) -> np.ndarray:
+def wsd(progress: np.ndarray, warmup: Share, floor: Share) -> np.ndarray:
     """Warm-up, stable, linear decay over the last fifth (Hu et al., MiniCPM, arXiv 2404.06395)."""
-    rising = progress / max(warmup, 1e-12)
+    rising = progress / np.maximum(warmup, 1e-12)
     falling = floor + (1 - floor) * np.clip((1 - progress) / 0.2, 0, 1)
     return np.where(progress < warmup, rising, np.where(progress < 0.8, 1.0, falling))
 
 
-def one_cycle(progress: np.ndarray, warmup: float, floor: float) -> np.ndarray:
+def one_cycle(progress: np.ndarray, warmup: Share, floor: Share) -> np.ndarray:
     """Cosine from 1/25 up to 1 over 30 % of the budget, then down to 1/(25e4) (Smith & Topin, arXiv 1708.07120).
 
     The shares and divisors are the defaults of ``torch.optim.lr_scheduler.OneCycleLR``.
@@ -83,7 +85,7 @@ def one_cycle(progress: np.ndarray, warmup: float, floor: float) -> np.ndarray:
     return np.where(progress < peak, up, down)
 
 
-ScheduleFunction = Callable[[np.ndarray, float, float], np.ndarray]
+ScheduleFunction = Callable[[np.ndarray, Share, Share], np.ndarray]
 
 SCHEDULES: dict[str, ScheduleFunction] = {
     "constant": constant,
@@ -113,3 +115,16 @@ def factor(schedule: BaseSchedule, step: np.ndarray, total: float) -> np.ndarray
     """
     progress = np.clip(np.asarray(step, dtype=np.float64) / total, 0.0, 1.0)
     return SCHEDULES[schedule.kind](progress, schedule.warmup, schedule.floor)
+
+
+def factors(schedules: Sequence[BaseSchedule], steps: np.ndarray, totals: np.ndarray) -> np.ndarray:
+    """``factor`` for many runs at once: steps (K, N) and totals (N,) give (K, N)."""
+    progress = np.clip(steps / totals, 0.0, 1.0)
+    kinds = np.array([schedule.kind for schedule in schedules])
+    warmup = np.array([schedule.warmup for schedule in schedules])
+    floor = np.array([schedule.floor for schedule in schedules])
+    result = np.ones_like(progress)
+    for kind in set(kinds.tolist()):
+        mine = kinds == kind
+        result[:, mine] = SCHEDULES[kind](progress[:, mine], warmup[mine], floor[mine])
+    return result

@@ -1,0 +1,145 @@
+"""Networks of the task families, and initial values that depend on an explicit seed alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from trimtab.errors import out_of_range, unknown
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu": torch.relu, "tanh": torch.tanh}
+
+
+class MLP(nn.Module):
+    """A multilayer perceptron whose hidden units have gates, so that its width varies without changing shapes.
+
+    A gate is a float buffer ``gate0``, ``gate1``, ... of shape (hidden,), multiplied onto the activation of its
+    hidden layer; 1 is an active unit, 0 an inactive one.
+
+    Attributes:
+        inputs: number of input features.
+        hidden: units in each hidden layer.
+        outputs: number of outputs.
+        depth: number of hidden layers, >= 1.
+        activation: ``relu`` or ``tanh``.
+
+    Raises:
+        UserError: when a size is below 1 or the activation is unknown.
+
+    >>> MLP(64, 32, 10, depth=2, activation="tanh")(torch.zeros(5, 64)).shape
+    torch.Size([5, 10])
+    """
+
+    def __init__(self, inputs: int, hidden: int, outputs: int, depth: int = 1, activation: str = "relu") -> None:
+        super().__init__()
+        for name, size in (("inputs", inputs), ("hidden", hidden), ("outputs", outputs), ("depth", depth)):
+            if size < 1:
+                raise out_of_range(name, size, low=1)
+        if activation not in ACTIVATIONS:
+            raise unknown("activation", activation, ACTIVATIONS)
+        self.inputs, self.hidden, self.outputs, self.depth = inputs, hidden, outputs, depth
+        self.activation = activation
+        sizes = [inputs, *[hidden] * depth, outputs]
+        self.layers = nn.ModuleList(nn.Linear(before, after) for before, after in zip(sizes, sizes[1:], strict=False))
+        for index in range(depth):
+            self.register_buffer(f"gate{index}", torch.ones(hidden))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps (B, inputs) to (B, outputs), unnormalised."""
+        activate = ACTIVATIONS[self.activation]
+        for index in range(self.depth):
+            x = activate(self.layers[index](x)) * getattr(self, f"gate{index}")
+        outputs: Tensor = self.layers[self.depth](x)
+        return outputs
+
+
+Arrays = dict[str, np.ndarray]
+
+
+def initial_parameters(
+    mlp: MLP, rng: np.random.Generator, width: int, scale: float, features: int | None = None
+) -> tuple[Arrays, Arrays]:
+    """Draws initial parameters and gates of an MLP of which only the first ``width`` units per layer are active.
+
+    The draw is that of ``torch.nn.Linear``, uniform in +-1/sqrt(fan_in), where fan_in counts active inputs only.
+    Weights are multiplied by ``scale``; biases by ``min(scale, 1)``, so that a small initialisation is small in
+    every respect while a large one does not shift the activations. Weights and biases that touch an inactive unit
+    are zero. They get no gradient, so they stay zero, and norms over all parameters are those of a network that
+    really has ``width`` units.
+
+    Args:
+        mlp: the network; it is read, not changed.
+        rng: source of the draw.
+        width: active units of each hidden layer, in [1, mlp.hidden].
+        scale: factor of the weights, > 0.
+        features: input features in use, in [1, mlp.inputs], when later ones are padding; None is all of them.
+
+    Returns:
+        Parameters and buffers by name, float32, in the shapes and the order of the network's own.
+
+    Raises:
+        RangeError: when the width or the number of features does not fit the network.
+
+    >>> parameters, buffers = initial_parameters(MLP(4, 8, 2), np.random.default_rng(0), width=3, scale=1.0)
+    >>> parameters["layers.0.weight"].shape, buffers["gate0"].tolist()
+    ((8, 4), [1.0, 1.0, 1.0, 0.0, 0.0, 0.0, 0.0, 0.0])
+    """
+    features = mlp.inputs if features is None else features
+    if not 1 <= width <= mlp.hidden:
+        raise out_of_range("width", width, 1, mlp.hidden)
+    if not 1 <= features <= mlp.inputs:
+        raise out_of_range("features", features, 1, mlp.inputs)
+    full = [mlp.inputs, *[mlp.hidden] * mlp.depth, mlp.outputs]
+    active = [features, *[width] * mlp.depth, mlp.outputs]
+    parameters: Arrays = {}
+    for index in range(mlp.depth + 1):
+        fan_in, fan_out = active[index], active[index + 1]
+        bound = 1 / np.sqrt(fan_in)
+        weight = np.zeros((full[index + 1], full[index]), dtype=np.float32)
+        # A padded input is a constant zero, whose weight never moves: zero as well.
+        weight[:fan_out, :fan_in] = (2 * rng.random((fan_out, fan_in), dtype=np.float32) - 1) * (bound * scale)
+        bias = np.zeros(full[index + 1], dtype=np.float32)
+        bias[:fan_out] = (2 * rng.random(fan_out, dtype=np.float32) - 1) * (bound * min(scale, 1.0))
+        parameters[f"layers.{index}.weight"], parameters[f"layers.{index}.bias"] = weight, bias
+    gate = (np.arange(mlp.hidden) < width).astype(np.float32)
+    return parameters, {f"gate{index}": gate.copy() for index in range(mlp.depth)}
+
+
+def build_module(factory: Callable[[], nn.Module], seed: int) -> nn.Module:
+    """Calls ``factory`` on the CPU with torch's default generator seeded, and leaves that generator as it was.
+
+    Args:
+        factory: makes the module; its initialisation may draw from torch's default CPU generator only.
+        seed: any integer in [0, 2**63).
+
+    Returns:
+        The module.
+    """
+    # Modules initialise themselves from the process-wide generator and take no other. Inside the fork that generator
+    # is ours; on leaving, also by an exception, its state is put back, so nothing outside can tell.
+    with torch.random.fork_rng(devices=[]):
+        torch.random.default_generator.manual_seed(seed)
+        return factory()
+
+
+def module_parameters(factory: Callable[[], nn.Module], seed: int) -> tuple[Arrays, Arrays]:
+    """Initial parameters and buffers that a module's own initialisation gives for a seed.
+
+    Args:
+        factory: makes the module (see ``build_module``).
+        seed: any integer in [0, 2**63).
+
+    Returns:
+        Copies of the parameters and buffers by name, in the module's own types and shapes.
+
+    >>> first, _ = module_parameters(lambda: nn.Linear(3, 2), seed=1)
+    >>> again, _ = module_parameters(lambda: nn.Linear(3, 2), seed=1)
+    >>> bool((first["weight"] == again["weight"]).all()), first["weight"].shape
+    (True, (2, 3))
+    """
+    module = build_module(factory, seed)
+    parameters = {name: value.detach().numpy().copy() for name, value in module.named_parameters()}
+    return parameters, {name: value.detach().numpy().copy() for name, value in module.named_buffers()}

@@ -1,0 +1,180 @@
+"""The step of a population as pure tensor code, compiled where a compiler is present."""
+
+from __future__ import annotations
+
+import logging
+import types
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.func import functional_call, grad_and_value, vmap
+
+from trimtab.inner_training.layout import FlatLayout
+from trimtab.inner_training.streams import batch_positions
+from trimtab.inner_training.task import TaskFamily
+from trimtab.inner_training.update_rules import HYPERPARAMETERS, Update, mixed
+
+logger = logging.getLogger("trimtab")
+
+Mode = Literal["auto", "compile", "eager"]
+AUTO_COMPILE_RUNS = 32  # below this, compiling costs more than it saves
+
+
+@dataclass
+class Learner:
+    """What an optimizer step changes: flat tensors (N, P) and the count of updates (N,) int64."""
+
+    parameters: Tensor
+    first: Tensor
+    second: Tensor
+    updates: Tensor
+
+    def tensors(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """All four, in order."""
+        return self.parameters, self.first, self.second, self.updates
+
+
+@dataclass
+class Feed:
+    """Where the examples of each run come from, and how they are taken; leading axis of runs.
+
+    Attributes:
+        rows, labels: (N, M) maps into the shared inputs, ordered train, validation, test.
+        scale: (N,) input scale.
+        seed, batch, size: (N,) int64: stream seed, examples per step, training examples.
+        walks: (N, MULTIPLIERS) int64, see ``streams.batch_positions``.
+        step: (N,) int64 steps done.
+        buffers: the module's buffers by name, (N, *shape).
+    """
+
+    rows: Tensor
+    labels: Tensor
+    scale: Tensor
+    seed: Tensor
+    batch: Tensor
+    size: Tensor
+    walks: Tensor
+    step: Tensor
+    buffers: dict[str, Tensor]
+
+
+StepFunction = Callable[..., tuple[Tensor, Tensor]]
+EvaluateFunction = Callable[..., Tensor]
+
+
+def examples(feed: Feed, inputs: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+    """Inputs (N, B, *shape) and labels (N, B) at ``positions`` (N, B) of each run's maps."""
+    taken = inputs[feed.rows.gather(1, positions)]
+    scale = feed.scale.view(-1, *([1] * (taken.ndim - 1)))
+    return taken * scale, feed.labels.gather(1, positions)
+
+
+def make_step(family: TaskFamily, layout: FlatLayout, updates: tuple[Update, ...], *, clip: bool) -> StepFunction:
+    """Builds ``step(learner, feed, inputs, last_gradient, columns, lr, choice, sample) -> (loss, statistics)``.
+
+    The step changes ``learner``, ``feed.step`` and, when it samples, ``last_gradient`` (N, P) in place. ``loss`` is
+    (N,); ``statistics`` is (4, N): gradient norm, inner product with the last sampled gradient, update norm, weight
+    norm (empty when ``sample`` is false).
+    """
+    slots = family.max_batch
+
+    def run_loss(parameters: Any, buffers: Any, x: Tensor, y: Tensor, weight: Tensor) -> Tensor:
+        outputs = functional_call(family.module, (parameters, buffers), (x,))
+        return (family.loss(outputs, y) * weight).sum()
+
+    gradients_and_loss = vmap(grad_and_value(run_loss))
+
+    def step(
+        learner: Learner,
+        feed: Feed,
+        inputs: Tensor,
+        last_gradient: Tensor,
+        columns: Tensor,
+        lr: Tensor,
+        choice: Tensor,
+        sample: bool,
+    ) -> tuple[Tensor, Tensor]:
+        parameters, first, second, count = learner.tensors()
+        positions = batch_positions(feed.seed, feed.step, feed.batch, feed.size, feed.walks, slots)
+        x, y = examples(feed, inputs, positions)
+        slot = torch.arange(slots, device=count.device)
+        weight = (slot[None] < feed.batch[:, None]) / feed.batch[:, None]
+        by_name, loss = gradients_and_loss(layout.views(parameters), feed.buffers, x, y, weight)
+        gradient = layout.flatten(by_name)
+        named = {name: columns[:, index : index + 1] for index, name in enumerate(HYPERPARAMETERS)}
+        named["lr"] = lr[:, None]
+        norm = gradient.square().sum(1).sqrt() if clip or sample else None
+        used = gradient
+        if clip and norm is not None:
+            # As torch.nn.utils.clip_grad_norm_, which adds 1e-6; an infinite threshold gives exactly 1.
+            used = gradient * (named["grad_clip"] / (norm[:, None] + 1e-6)).clamp(max=1.0)
+        new_count = count + 1
+        rule = updates[0] if len(updates) == 1 else mixed(updates, choice[:, None])
+        after, new_first, new_second = rule(parameters, used, first, second, new_count[:, None].float(), named)
+        statistics = loss.new_zeros(0)
+        if sample and norm is not None:
+            dot = (gradient * last_gradient).sum(1)
+            moved = (after - parameters).square().sum(1).sqrt()
+            statistics = torch.stack([norm, dot, moved, parameters.square().sum(1).sqrt()])
+            last_gradient.copy_(gradient)
+        parameters.copy_(after)
+        first.copy_(new_first)
+        second.copy_(new_second)
+        count.copy_(new_count)
+        feed.step.add_(1)
+        return loss, statistics
+
+    return step
+
+
+def make_evaluate(family: TaskFamily, slots: int) -> EvaluateFunction:
+    """Builds ``evaluate(views, feed, inputs, start, size, offset) -> (N,)``, a sum of losses over ``slots`` examples.
+
+    ``start`` and ``size`` (N,) int64 delimit a split in the maps; slots beyond it count nothing.
+    """
+
+    def run_losses(parameters: Any, buffers: Any, x: Tensor, y: Tensor) -> Tensor:
+        return family.loss(functional_call(family.module, (parameters, buffers), (x,)), y)
+
+    losses = vmap(run_losses)
+
+    def evaluate(
+        views: dict[str, Tensor], feed: Feed, inputs: Tensor, start: Tensor, size: Tensor, offset: Tensor
+    ) -> Tensor:
+        place = offset + torch.arange(slots, device=start.device)[None]
+        inside = place < size[:, None]
+        positions = start[:, None] + torch.minimum(place, size[:, None] - 1)
+        x, y = examples(feed, inputs, positions)
+        return torch.where(inside, losses(views, feed.buffers, x, y), 0.0).sum(1)
+
+    return evaluate
+
+
+def own_code(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A copy of a closure with a code object of its own.
+
+    The compiler counts recompilations per code object; without this, the ninth population of a process would
+    silently run uncompiled.
+    """
+    code = function.__code__.replace()
+    assert isinstance(function, types.FunctionType)
+    copy = types.FunctionType(
+        code, function.__globals__, function.__name__, function.__defaults__, function.__closure__
+    )
+    copy.__kwdefaults__ = function.__kwdefaults__
+    return copy
+
+
+def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """``torch.compile`` with static shapes and one graph."""
+    return torch.compile(own_code(function), dynamic=False, fullgraph=True)
+
+
+def choose_mode(mode: Mode, num_runs: int) -> Literal["compile", "eager"]:
+    """Resolves ``auto``: compile from ``AUTO_COMPILE_RUNS`` runs on."""
+    if mode == "auto":
+        return "compile" if num_runs >= AUTO_COMPILE_RUNS else "eager"
+    return mode
