@@ -14,7 +14,7 @@ Kind = Literal["moves", "targets"]
 class Policy(Protocol):
     """What decides. A hand-written one is a rule, an exported network is a learned policy.
 
-    Set in all:
+    Set in all (plain attributes will do):
         name: for tables and audits.
         signals: names of the signals it reads, in the order of the observation's columns.
         levers: lever name to the kind of its action, in the order of the action's columns. ``"moves"`` are
@@ -26,10 +26,17 @@ class Policy(Protocol):
     leading axis of runs (so that single runs can be reset), or an empty dict.
     """
 
-    name: str
-    signals: tuple[str, ...]
-    levers: Mapping[str, Kind]
-    decide_every: int | None
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def signals(self) -> tuple[str, ...]: ...
+
+    @property
+    def levers(self) -> Mapping[str, Kind]: ...
+
+    @property
+    def decide_every(self) -> int | None: ...
 
     def init(self, num_runs: int) -> dict[str, Any]:
         """State of ``num_runs`` runs that have not started."""

@@ -1,0 +1,27 @@
+"""Names of the rules, without importing any of them: `trimtab --help` and `trimtab.rules()` stay light."""
+
+from __future__ import annotations
+
+BUILT_IN = (
+    "constant",
+    "step",
+    "exponential",
+    "cosine",
+    "warmup-cosine",
+    "cosine-restarts",
+    "wsd",
+    "one-cycle",
+    "plateau",
+    "greedy",
+    "random",
+)
+REGISTERED: list[str] = []  # filled by `register_rule`
+
+
+def rules() -> tuple[str, ...]:
+    """Names that `load_policy` takes: the built-in rules, then those that were registered.
+
+    >>> "cosine" in rules()
+    True
+    """
+    return (*BUILT_IN, *REGISTERED)
