@@ -87,8 +87,10 @@ class Population:
         runs, width, device = self.num_runs, self.layout.width, self.device
         self._inputs = self.family.inputs.to(device)
         self._learner = Learner(
-            *(torch.zeros(runs, width, device=device) for _ in range(3)),
-            torch.zeros(runs, dtype=torch.int64, device=device),
+            parameters=torch.zeros(runs, width, device=device),
+            first=torch.zeros(runs, width, device=device),
+            second=torch.zeros(runs, width, device=device),
+            updates=torch.zeros(runs, dtype=torch.int64, device=device),
         )
         whole = {"dtype": torch.int64, "device": device}
         buffers = {

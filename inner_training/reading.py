@@ -90,7 +90,7 @@ class Memory:
     def __init__(self, num_runs: int) -> None:
         self.num_runs = num_runs
         self._stored: dict[str, np.ndarray] = {}
-        self._current: dict[str, np.ndarray] = {}
+        self._current: dict[tuple[str, str], np.ndarray] = {}
 
     def begin(self) -> None:
         """Starts a new decision: statistics may be updated once more."""
@@ -101,57 +101,57 @@ class Memory:
 
     def ema(self, name: str, value: np.ndarray, decay: float) -> np.ndarray:
         """Exponential average with bias correction: weight ``1 - decay`` on the newest value."""
-        if name not in self._current:
+        if (name, "ema") not in self._current:
             mean, weight = self._slot(name + "/mean", 0.0), self._slot(name + "/weight", 0.0)
             seen = np.isfinite(value)
             mean[seen] = decay * mean[seen] + (1 - decay) * value[seen]
             weight[seen] = decay * weight[seen] + (1 - decay)
-            self._current[name] = np.divide(mean, weight, out=_nan(self.num_runs), where=weight > 0)
-        return self._current[name]
+            self._current[name, "ema"] = np.divide(mean, weight, out=_nan(self.num_runs), where=weight > 0)
+        return self._current[name, "ema"]
 
     def first(self, name: str, value: np.ndarray) -> np.ndarray:
         """The first finite value ever seen."""
-        if name not in self._current:
+        if (name, "first") not in self._current:
             held = self._slot(name + "/first", np.nan)
             new = np.isnan(held) & np.isfinite(value)
             held[new] = value[new]
-            self._current[name] = held.copy()
-        return self._current[name]
+            self._current[name, "first"] = held.copy()
+        return self._current[name, "first"]
 
     def best(self, name: str, value: np.ndarray) -> np.ndarray:
         """The smallest finite value up to now."""
-        if name not in self._current:
+        if (name, "best") not in self._current:
             held = self._slot(name + "/best", np.nan)
             np.fmin(held, value, out=held)
-            self._current[name] = held.copy()
-        return self._current[name]
+            self._current[name, "best"] = held.copy()
+        return self._current[name, "best"]
 
     def latest(self, name: str, value: np.ndarray) -> np.ndarray:
         """The newest finite value (held while none arrives)."""
-        if name not in self._current:
+        if (name, "latest") not in self._current:
             held = self._slot(name + "/latest", np.nan)
             seen = np.isfinite(value)
             held[seen] = value[seen]
-            self._current[name] = held.copy()
-        return self._current[name]
+            self._current[name, "latest"] = held.copy()
+        return self._current[name, "latest"]
 
     def previous(self, name: str, value: np.ndarray) -> np.ndarray:
         """The newest finite value of *earlier* decisions."""
-        if name not in self._current:
+        if (name, "previous") not in self._current:
             held = self._slot(name + "/previous", np.nan)
-            self._current[name] = held.copy()
+            self._current[name, "previous"] = held.copy()
             seen = np.isfinite(value)
             held[seen] = value[seen]
-        return self._current[name]
+        return self._current[name, "previous"]
 
     def since(self, name: str, event: np.ndarray) -> np.ndarray:
         """Decisions since ``event`` (bool) was last True, or since the start."""
-        if name not in self._current:
+        if (name, "since") not in self._current:
             held = self._slot(name + "/since", 0.0)
             held += 1
             held[event] = 0
-            self._current[name] = held.copy()
-        return self._current[name]
+            self._current[name, "since"] = held.copy()
+        return self._current[name, "since"]
 
     def reset(self, mask: np.ndarray) -> None:
         """Forgets the runs where ``mask`` (bool, (N,)) is True."""
