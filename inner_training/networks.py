@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import itertools
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from trimtab.errors import out_of_range, unknown
+
+AnyModule = TypeVar("AnyModule", bound=nn.Module)
+Arrays = dict[str, np.ndarray]
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu": torch.relu, "tanh": torch.tanh}
 
@@ -43,7 +50,7 @@ class MLP(nn.Module):
         self.inputs, self.hidden, self.outputs, self.depth = inputs, hidden, outputs, depth
         self.activation = activation
         sizes = [inputs, *[hidden] * depth, outputs]
-        self.layers = nn.ModuleList(nn.Linear(before, after) for before, after in zip(sizes, sizes[1:], strict=False))
+        self.layers = nn.ModuleList(nn.Linear(before, after) for before, after in itertools.pairwise(sizes))
         for index in range(depth):
             self.register_buffer(f"gate{index}", torch.ones(hidden))
 
@@ -54,9 +61,6 @@ class MLP(nn.Module):
             x = activate(self.layers[index](x)) * getattr(self, f"gate{index}")
         outputs: Tensor = self.layers[self.depth](x)
         return outputs
-
-
-Arrays = dict[str, np.ndarray]
 
 
 def initial_parameters(
@@ -97,7 +101,7 @@ def initial_parameters(
     parameters: Arrays = {}
     for index in range(mlp.depth + 1):
         fan_in, fan_out = active[index], active[index + 1]
-        bound = 1 / np.sqrt(fan_in)
+        bound = 1 / math.sqrt(fan_in)
         weight = np.zeros((full[index + 1], full[index]), dtype=np.float32)
         # A padded input is a constant zero, whose weight never moves: zero as well.
         weight[:fan_out, :fan_in] = (2 * rng.random((fan_out, fan_in), dtype=np.float32) - 1) * (bound * scale)
@@ -108,20 +112,28 @@ def initial_parameters(
     return parameters, {f"gate{index}": gate.copy() for index in range(mlp.depth)}
 
 
-def build_module(factory: Callable[[], nn.Module], seed: int) -> nn.Module:
-    """Calls ``factory`` on the CPU with torch's default generator seeded, and leaves that generator as it was.
+@contextmanager
+def seeded_rng(seed: int) -> Iterator[None]:
+    """Inside the block, torch's default CPU generator starts from ``seed``; after it, it is as it was before.
 
     Args:
-        factory: makes the module; its initialisation may draw from torch's default CPU generator only.
         seed: any integer in [0, 2**63).
-
-    Returns:
-        The module.
     """
     # Modules initialise themselves from the process-wide generator and take no other. Inside the fork that generator
     # is ours; on leaving, also by an exception, its state is put back, so nothing outside can tell.
     with torch.random.fork_rng(devices=[]):
-        torch.random.default_generator.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)
+        yield
+
+
+def build_module(factory: Callable[[], AnyModule], seed: int) -> AnyModule:
+    """Makes a module whose own initialisation depends on ``seed`` alone.
+
+    Args:
+        factory: makes the module on the CPU, drawing from torch's default generator only.
+        seed: any integer in [0, 2**63).
+    """
+    with seeded_rng(seed):
         return factory()
 
 

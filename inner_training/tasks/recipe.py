@@ -141,8 +141,17 @@ class RecipeRange:
                 raise UserError(f"{name} is ({low}, {high}); give two positive numbers, the smaller one first")
         if self.one_minus_momentum[1] > 1:
             raise out_of_range("the upper end of one_minus_momentum", self.one_minus_momentum[1], high=1)
-        if not 1 <= self.steps_multiple <= self.steps[0]:
-            raise out_of_range("steps_multiple", self.steps_multiple, 1, self.steps[0])
+        if self.steps_multiple < 1:
+            raise out_of_range("steps_multiple", self.steps_multiple, low=1)
+        first, last = self.step_multiples()
+        if first > last:
+            raise UserError(
+                f"steps is {self.steps}; it must include a multiple of steps_multiple, {self.steps_multiple}"
+            )
+
+    def step_multiples(self) -> tuple[int, int]:
+        """The shortest and the longest budget, in units of ``steps_multiple``."""
+        return -(-self.steps[0] // self.steps_multiple), self.steps[1] // self.steps_multiple
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,12 +180,14 @@ def draw_recipe(rng: np.random.Generator, ranges: RecipeRange, train_size: int) 
     low, high = ranges.batch[0], min(ranges.batch[1], train_size)
     doublings = int(math.log2(high / low)) if high >= low else 0
     batch_size = min(low * 2 ** int(rng.integers(doublings + 1)), train_size)
-    multiple = ranges.steps_multiple
-    steps = multiple * round(log_uniform(rng, *ranges.steps) / multiple)
-    # Rounding to a multiple must not leave the range; its upper end need not be a multiple itself.
-    steps = min(max(steps, multiple * -(-ranges.steps[0] // multiple)), max(ranges.steps[1], multiple))
+    first, last = ranges.step_multiples()
+    multiple = min(max(round(log_uniform(rng, *ranges.steps) / ranges.steps_multiple), first), last)
     return Recipe(
-        kind=kind, optimizer=optimizer, schedule=_draw_schedule(rng, ranges), batch_size=batch_size, steps=int(steps)
+        kind=kind,
+        optimizer=optimizer,
+        schedule=_draw_schedule(rng, ranges),
+        batch_size=batch_size,
+        steps=multiple * ranges.steps_multiple,
     )
 
 
