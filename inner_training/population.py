@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -128,9 +129,11 @@ class Population:
             return step, evaluate
         fast_step, fast_evaluate = compiled(step), compiled(evaluate)
         try:
-            for sample in (False, True):
-                self._call_step(fast_step, torch.zeros(self.num_runs, device=self.device), sample)
-            self._call_evaluate(fast_evaluate, 0, 0)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", DeprecationWarning)  # the compiler imports deprecated parts of torch
+                for sample in (False, True):
+                    self._call_step(fast_step, torch.zeros(self.num_runs, device=self.device), sample)
+                self._call_evaluate(fast_evaluate, 0, 0)
         except Exception as error:  # noqa: BLE001 - any failure of the compiler has the same remedy
             logger.warning("the step of %s could not be compiled, so it runs eagerly: %s", self.family.name, error)
             self.mode, fast_step, fast_evaluate = "eager", step, evaluate
