@@ -91,10 +91,12 @@ class Memory:
         self.num_runs = num_runs
         self._stored: dict[str, np.ndarray] = {}
         self._current: dict[tuple[str, str], np.ndarray] = {}
+        self._active = np.ones(num_runs, dtype=bool)
 
-    def begin(self) -> None:
-        """Starts a new decision: statistics may be updated once more."""
+    def begin(self, active: np.ndarray | None = None) -> None:
+        """Starts a new decision: statistics may be updated once more, of the runs in ``active`` (bool, (N,)) only."""
         self._current = {}
+        self._active = np.ones(self.num_runs, dtype=bool) if active is None else active
 
     def _slot(self, key: str, value: float) -> np.ndarray:
         return self._stored.setdefault(key, np.full(self.num_runs, value))
@@ -103,7 +105,7 @@ class Memory:
         """Exponential average with bias correction: weight ``1 - decay`` on the newest value."""
         if (name, "ema") not in self._current:
             mean, weight = self._slot(name + "/mean", 0.0), self._slot(name + "/weight", 0.0)
-            seen = np.isfinite(value)
+            seen = np.isfinite(value) & self._active
             mean[seen] = decay * mean[seen] + (1 - decay) * value[seen]
             weight[seen] = decay * weight[seen] + (1 - decay)
             self._current[name, "ema"] = np.divide(mean, weight, out=_nan(self.num_runs), where=weight > 0)
@@ -113,7 +115,7 @@ class Memory:
         """The first finite value ever seen."""
         if (name, "first") not in self._current:
             held = self._slot(name + "/first", np.nan)
-            new = np.isnan(held) & np.isfinite(value)
+            new = np.isnan(held) & np.isfinite(value) & self._active
             held[new] = value[new]
             self._current[name, "first"] = held.copy()
         return self._current[name, "first"]
@@ -122,7 +124,7 @@ class Memory:
         """The smallest finite value up to now."""
         if (name, "best") not in self._current:
             held = self._slot(name + "/best", np.nan)
-            np.fmin(held, value, out=held)
+            np.fmin(held, value, out=held, where=self._active)
             self._current[name, "best"] = held.copy()
         return self._current[name, "best"]
 
@@ -130,7 +132,7 @@ class Memory:
         """The newest finite value (held while none arrives)."""
         if (name, "latest") not in self._current:
             held = self._slot(name + "/latest", np.nan)
-            seen = np.isfinite(value)
+            seen = np.isfinite(value) & self._active
             held[seen] = value[seen]
             self._current[name, "latest"] = held.copy()
         return self._current[name, "latest"]
@@ -140,7 +142,7 @@ class Memory:
         if (name, "previous") not in self._current:
             held = self._slot(name + "/previous", np.nan)
             self._current[name, "previous"] = held.copy()
-            seen = np.isfinite(value)
+            seen = np.isfinite(value) & self._active
             held[seen] = value[seen]
         return self._current[name, "previous"]
 
@@ -148,8 +150,8 @@ class Memory:
         """Decisions since ``event`` (bool) was last True, or since the start."""
         if (name, "since") not in self._current:
             held = self._slot(name + "/since", 0.0)
-            held += 1
-            held[event] = 0
+            held += self._active
+            held[event & self._active] = 0
             self._current[name, "since"] = held.copy()
         return self._current[name, "since"]
 

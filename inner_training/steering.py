@@ -62,11 +62,17 @@ class Steering:
         for column, lever in enumerate(self.levers):
             self.available[mask, column] = lever.available(base[lever.hyperparameter])[mask]
 
-    def assess(self, reading: Reading) -> Health:
-        """Begins a decision: the guard judges the reading, which learns the state of levers and guard."""
-        self.memory.begin()
+    def assess(self, reading: Reading, active: np.ndarray | None = None) -> Health:
+        """Begins a decision: the guard judges the reading, which learns the state of levers and guard.
+
+        With ``active`` (bool, (N,)) the decision is of those runs only, as where some start while others are under
+        way: what is remembered of the others stays as it is.
+        """
+        self.memory.begin(active)
         health = self.guard.inspect(reading, self.memory)
         reading.rolled_back = health.rollback
+        # What was measured on the parameters that have just been given up says nothing about the restored ones.
+        reading.val_loss = np.where(health.rollback, np.nan, reading.val_loss)
         norms = reading.sampled("grad_norm")
         # The scale that the gradient clip is relative to; rolled-back intervals do not count.
         self._grad_average = self.memory.ema("grad_average", norms if norms.ndim == 1 else norms.mean(0), 0.9)
@@ -133,7 +139,8 @@ class Steering:
                 continue
             value = lever.value(base[lever.hyperparameter], self.multipliers[:, column])
             if lever.per_grad_norm:
-                value = np.where(np.isfinite(self._grad_average), value * self._grad_average, np.inf)
+                known = np.isfinite(value) & np.isfinite(self._grad_average)
+                value = np.multiply(value, self._grad_average, out=np.full(value.shape, np.inf), where=known)
             values[lever.hyperparameter] = value
         return values
 
