@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from trimtab.inner_training.levers import Lever
-from trimtab.inner_training.reading import Memory, Reading
+from trimtab.inner_training.reading import Reading
 
 
 class Reason(IntFlag):
@@ -51,7 +51,6 @@ class GuardConfig:
     """Settings of the guard; defaults are ours, calibrated on the training scenarios (docs/decisions.md).
 
     Attributes:
-        enabled: False lets every finite action through up to the absolute bounds, and never rolls back.
         rate_scale: factor on every lever's rate limit, in (0, 10].
         rollback: restore the last stable snapshot when a run diverges.
         rollback_budget: rollbacks allowed per run, >= 0.
@@ -60,7 +59,6 @@ class GuardConfig:
             its first loss and its long-term average; > 1.
     """
 
-    enabled: bool = True
     rate_scale: float = 1.0
     rollback: bool = True
     rollback_budget: int = 4
@@ -83,6 +81,9 @@ class Health:
     lost: np.ndarray
 
 
+_STATE = ("caution", "rollbacks", "lost", "_first_loss", "_usual_loss")
+
+
 class Guard:
     """Vectorised safety layer between a policy and the levers of N runs.
 
@@ -98,26 +99,26 @@ class Guard:
         self.caution = np.ones(num_runs)
         self.rollbacks = np.zeros(num_runs, dtype=np.int64)
         self.lost = np.zeros(num_runs, dtype=bool)
+        self._first_loss = np.full(num_runs, np.nan)
+        self._usual_loss = np.full(num_runs, np.nan)
 
     def reset(self, mask: np.ndarray) -> None:
         """Starts the runs in ``mask`` afresh."""
         self.caution[mask] = 1.0
         self.rollbacks[mask] = 0
         self.lost[mask] = False
+        self._first_loss[mask] = np.nan
+        self._usual_loss[mask] = np.nan
 
     @property
     def rollbacks_left(self) -> np.ndarray:
         """(N,) share of the rollback budget left, in [0, 1]; 0 without rollback."""
         budget = self.config.rollback_budget
-        if not self._may_roll_back or budget == 0:
+        if not self.config.rollback or budget == 0:
             return np.zeros(len(self.rollbacks))
         return 1 - self.rollbacks / budget
 
-    @property
-    def _may_roll_back(self) -> bool:
-        return self.config.enabled and self.config.rollback
-
-    def inspect(self, reading: Reading, memory: Memory) -> Health:
+    def inspect(self, reading: Reading) -> Health:
         """Judges the interval just finished: divergence is a non-finite statistic or an explosion of the loss."""
         num_runs = reading.num_runs
         nothing = np.zeros(num_runs, dtype=bool)
@@ -127,18 +128,20 @@ class Guard:
         finite = np.isfinite(measured.losses).all(0) & np.isfinite(measured.grad_norm).all(0)
         finite &= np.isfinite(measured.update_norm) & np.isfinite(measured.weight_norm)
         mean = np.where(finite[None], measured.losses, np.nan).mean(0)
-        seen = np.where(live, mean, np.nan)
-        first = memory.first("guard_loss", np.where(live & finite, measured.losses[0], np.nan))
-        usual = memory.previous("guard_loss", memory.ema("guard_loss_average", seen, 0.9))
-        reference = np.fmax(first, usual)
-        exploded = finite & (np.abs(mean) > self.config.explosion * np.abs(reference))
+        first = np.where(np.isnan(self._first_loss), np.where(finite, measured.losses[0], np.nan), self._first_loss)
+        limit = self.config.explosion * np.abs(np.fmax(first, self._usual_loss))
+        exploded = finite & (np.abs(mean) > limit)
         diverged = live & (~finite | exploded)
-        rollback = diverged & self._may_roll_back & (self.rollbacks < self.config.rollback_budget)
+        self._first_loss[live] = first[live]
+        calm = live & ~diverged
+        usual = np.where(np.isnan(self._usual_loss), mean, 0.9 * self._usual_loss + 0.1 * mean)
+        self._usual_loss[calm] = usual[calm]
+        rollback = diverged & self.config.rollback & (self.rollbacks < self.config.rollback_budget)
         self.rollbacks[rollback] += 1
         self.caution[rollback] *= self.config.backoff
         # A loss that is high but finite may still come down: without a rollback only a non-finite run is lost.
         self.lost |= diverged & ~rollback & ~finite
-        return Health(stable=live & ~diverged, rollback=rollback, lost=self.lost.copy())
+        return Health(stable=calm, rollback=rollback, lost=self.lost.copy())
 
     def limit(
         self, lever: Lever, action: np.ndarray, *, target: bool, multiplier: np.ndarray, available: np.ndarray
@@ -162,11 +165,9 @@ class Guard:
         if target:
             low, wanted = lever.target_low, np.where(finite, action, multiplier)
         else:
-            low, limit = lever.low, 1.0
-            if self.config.enabled:
-                reason |= np.where(np.abs(action) > limit, Reason.RATE, 0)
-                action = np.clip(action, -limit, limit)
-            wanted = multiplier * np.exp(action * lever.rate * self.config.rate_scale)
+            reason |= np.where(np.abs(action) > 1, Reason.RATE, 0)
+            rate = lever.rate * self.config.rate_scale
+            low, wanted = lever.low, multiplier * np.exp(np.clip(action, -1.0, 1.0) * rate)
         permitted = np.clip(wanted, low, lever.high)
         reason |= np.where(permitted != wanted, Reason.BOUND, 0)
         permitted = np.where(available, permitted, 1.0)
@@ -177,10 +178,9 @@ class Guard:
 
     def state_dict(self) -> dict[str, Any]:
         """Plain lists."""
-        return {"caution": self.caution.tolist(), "rollbacks": self.rollbacks.tolist(), "lost": self.lost.tolist()}
+        return {name: getattr(self, name).tolist() for name in _STATE}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restores what ``state_dict`` gave."""
-        self.caution = np.asarray(state["caution"], dtype=np.float64)
-        self.rollbacks = np.asarray(state["rollbacks"], dtype=np.int64)
-        self.lost = np.asarray(state["lost"], dtype=bool)
+        for name in _STATE:
+            setattr(self, name, np.asarray(state[name], dtype=getattr(self, name).dtype))

@@ -69,7 +69,7 @@ class Steering:
         way: what is remembered of the others stays as it is.
         """
         self.memory.begin(active)
-        health = self.guard.inspect(reading, self.memory)
+        health = self.guard.inspect(reading)
         reading.rolled_back = health.rollback
         # What was measured on the parameters that have just been given up says nothing about the restored ones.
         reading.val_loss = np.where(health.rollback, np.nan, reading.val_loss)
