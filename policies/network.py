@@ -1,0 +1,194 @@
+"""Learned policies: an exported network, in pure numpy."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+
+from trimtab.errors import MismatchError
+from trimtab.inner_training.levers import resolve_levers
+from trimtab.policies.policy import Kind
+
+Activation = Literal["tanh", "relu"]
+ActionKind = Literal["box", "multi-discrete"]
+Layer = tuple[np.ndarray, np.ndarray]
+MARGIN = 0.1  # of a signal's width in training, by which it may leave that range and still count as inside
+
+
+@dataclass(frozen=True)
+class LeverLimits:
+    """What a lever was when the policy was trained (the fields of ``Lever`` that give a move its meaning)."""
+
+    low: float
+    high: float
+    rate: float
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class LearnedPolicy:
+    """A feed-forward network with its normalisation and squashing baked in.
+
+    The forward pass is that of Stable-Baselines3: ``VecNormalize`` in float64, cast to float32, the policy's MLP,
+    then the mean action clipped to [-1, 1] (``"box"``) or the likeliest of {down, hold, up} for each lever
+    (``"multi-discrete"``). Arrays are copied and read-only.
+
+    Attributes:
+        name: for tables and audits.
+        signals: what it reads, in order; S of them.
+        levers: what it moves, in order; L of them, all of kind ``"moves"``.
+        decide_every: optimizer steps between decisions, as in training.
+        layers: (weight (out, in), bias (out,)) float32, the last one giving L actions or 3 L logits.
+        activation: between layers.
+        obs_mean, obs_var: (S,) float64 statistics of the observations in training.
+        obs_clip, obs_eps: ``clip_obs`` and ``epsilon`` of ``VecNormalize``.
+        action_kind: what the outputs mean.
+        obs_low, obs_high: (S,) float64, the range of each signal in training.
+        provenance: how it was trained; the keys are those of ``manifest.Provenance``.
+        results: held-out results, name to number or text.
+        limits: the levers as they were in training; those of the lever table when left out.
+    """
+
+    name: str
+    signals: tuple[str, ...]
+    levers: Mapping[str, Kind]
+    decide_every: int
+    layers: Sequence[Layer]
+    activation: Activation
+    obs_mean: np.ndarray
+    obs_var: np.ndarray
+    obs_clip: float
+    obs_eps: float
+    action_kind: ActionKind
+    obs_low: np.ndarray
+    obs_high: np.ndarray
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+    results: Mapping[str, float | str] = field(default_factory=dict)
+    limits: Mapping[str, LeverLimits] = field(default_factory=dict)
+    _std: np.ndarray = field(init=False, repr=False)
+    _steps: tuple[Layer, ...] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        """Copies the arrays and verifies that all parts fit (``MismatchError``)."""
+
+        def put(name: str, value: object) -> None:
+            object.__setattr__(self, name, value)
+
+        for name in ("obs_mean", "obs_var", "obs_low", "obs_high"):
+            put(name, _frozen(getattr(self, name), np.float64))
+        put("signals", tuple(self.signals))
+        for name in ("levers", "provenance", "results", "limits"):
+            put(name, dict(getattr(self, name)))
+        put("layers", tuple((_frozen(weight, np.float32), _frozen(bias, np.float32)) for weight, bias in self.layers))
+        self._check_names()
+        self._check_arrays()
+        if not self.limits:
+            table = resolve_levers(tuple(self.levers))
+            put("limits", {lever.name: LeverLimits(lever.low, lever.high, lever.rate) for lever in table})
+        # The quotient by the deviation is what VecNormalize computes; a product by its inverse differs in the last bit.
+        put("_std", _frozen(np.sqrt(self.obs_var + self.obs_eps), np.float64))
+        put("_steps", tuple((_frozen(weight.T, np.float32), bias) for weight, bias in self.layers))
+
+    @property
+    def sizes(self) -> list[int]:
+        """Widths from input to output."""
+        return [len(self.signals), *(len(bias) for _, bias in self.layers)]
+
+    def init(self, num_runs: int) -> dict[str, Any]:
+        """No state: the network is feed-forward."""
+        del num_runs
+        return {}
+
+    def act(self, observations: np.ndarray, state: dict[str, Any]) -> tuple[np.ndarray, dict[str, Any]]:
+        """Moves (N, L) float32 in [-1, 1]; see ``Policy.act``."""
+        outputs = self.outputs(observations)
+        if self.action_kind == "box":
+            return np.minimum(np.maximum(outputs, -1.0), 1.0), state
+        logits = outputs.reshape(len(outputs), len(self.levers), 3)
+        return (logits.argmax(axis=2) - 1).astype(np.float32), state
+
+    def outputs(self, observations: np.ndarray) -> np.ndarray:
+        """Outputs of the network, before clipping or choosing.
+
+        Args:
+            observations: (N, S) float32.
+
+        Returns:
+            (N, L) mean actions, or (N, 3 L) logits; float32.
+        """
+        if observations.ndim != 2 or observations.shape[1] != len(self.signals):
+            raise MismatchError(
+                f"policy {self.name!r} reads {len(self.signals)} signals; the observations are of shape "
+                f"{observations.shape}"
+            )
+        scaled = (observations - self.obs_mean) / self._std
+        hidden = np.minimum(np.maximum(scaled, -self.obs_clip), self.obs_clip).astype(np.float32)
+        last = len(self._steps) - 1
+        for number, (weight, bias) in enumerate(self._steps):
+            hidden = hidden @ weight
+            hidden += bias
+            if number == last:
+                break
+            if self.activation == "tanh":
+                np.tanh(hidden, out=hidden)
+            else:
+                np.maximum(hidden, 0.0, out=hidden)
+        return hidden
+
+    def in_range(self, observations: np.ndarray) -> np.ndarray:
+        """(N,) bool: does every signal lie in its training range, give or take a tenth of its width?"""
+        slack = MARGIN * (self.obs_high - self.obs_low) + 1e-6
+        outside = (observations < self.obs_low - slack) | (observations > self.obs_high + slack)
+        return ~outside.any(axis=1)
+
+    def _check_names(self) -> None:
+        for what, names in (("signals", self.signals), ("levers", tuple(self.levers))):
+            if not names or len(set(names)) < len(names):
+                raise MismatchError(f"policy {self.name!r}: {what} is {list(names)}; it must hold different names")
+        for lever, kind in self.levers.items():
+            if kind != "moves":
+                raise MismatchError(
+                    f"policy {self.name!r}: lever {lever!r} is of kind {kind!r}; a network gives 'moves'"
+                )
+        for what, value, allowed in (
+            ("activation", self.activation, ("tanh", "relu")),
+            ("action_kind", self.action_kind, ("box", "multi-discrete")),
+        ):
+            if value not in allowed:
+                raise MismatchError(f"policy {self.name!r}: {what} is {value!r}; allowed: {', '.join(allowed)}")
+        if self.limits and set(self.limits) != set(self.levers):
+            raise MismatchError(f"policy {self.name!r}: limits are of {sorted(self.limits)}, not of its levers")
+
+    def _check_arrays(self) -> None:
+        width = len(self.signals)
+        for name in ("obs_mean", "obs_var", "obs_low", "obs_high"):
+            self._check_array(name, getattr(self, name), (width,))
+        positive = (("obs_clip", self.obs_clip), ("obs_eps", self.obs_eps), ("decide_every", self.decide_every))
+        for name, value in positive:
+            if not 0 < value < np.inf:
+                raise MismatchError(f"policy {self.name!r}: {name} is {value}; it must be a positive number")
+        if (self.obs_var < 0).any() or (self.obs_low > self.obs_high).any():
+            raise MismatchError(f"policy {self.name!r}: obs_var must be at least 0, and obs_low at most obs_high")
+        if not self.layers:
+            raise MismatchError(f"policy {self.name!r}: layers is empty")
+        for number, (weight, bias) in enumerate(self.layers):
+            out = len(self.levers) * (3 if self.action_kind == "multi-discrete" else 1)
+            if number < len(self.layers) - 1:
+                out = bias.shape[0] if bias.ndim == 1 else 0
+            self._check_array(f"weight of layer {number}", weight, (out, width))
+            self._check_array(f"bias of layer {number}", bias, (out,))
+            width = out
+
+    def _check_array(self, what: str, value: np.ndarray, shape: tuple[int, ...]) -> None:
+        if value.shape != shape:
+            raise MismatchError(f"policy {self.name!r}: {what} has shape {value.shape}; it must be {shape}")
+        if not np.isfinite(value).all():
+            raise MismatchError(f"policy {self.name!r}: {what} holds a number that is not finite")
+
+
+def _frozen(value: object, dtype: type[np.floating[Any]]) -> np.ndarray:
+    copy: np.ndarray = np.array(value, dtype=dtype, order="C")
+    copy.setflags(write=False)
+    return copy
