@@ -30,7 +30,7 @@ from trimtab.inner_training.stepping import (
 from trimtab.inner_training.streams import MULTIPLIERS, batch_positions, walk_multipliers
 from trimtab.inner_training.task import SPLITS, Instance, TaskFamily
 from trimtab.inner_training.telemetry import SAMPLED_STEPS, Measured, Telemetry
-from trimtab.inner_training.update_rules import HYPERPARAMETERS, UPDATE_RULES
+from trimtab.inner_training.update_rules import HYPERPARAMETERS, UPDATE_RULES, Coefficients, interval_coefficients
 
 EVALUATION_SLOTS = 128
 
@@ -77,7 +77,7 @@ class Population:
         self.parameter_count = self.layout.size
         self.depth = sum(len(shape) >= 2 for shape in self.layout.shapes.values())
         self._rules = {name: UPDATE_RULES[name] for name in rules}
-        self._updates = tuple(dict.fromkeys(rule.update for rule in self._rules.values()))
+        self._kinds = tuple(dict.fromkeys(rule.coefficients for rule in self._rules.values()))
         self._clip = clip
         self._allocate()
         self.mode = choose_mode(mode, num_runs)
@@ -110,8 +110,8 @@ class Population:
             buffers=buffers,
         )
         self._last_gradient = torch.zeros(runs, width, device=device)
-        self._columns = torch.zeros(runs, len(HYPERPARAMETERS), device=device)
-        self._columns[:, HYPERPARAMETERS.index("grad_clip")] = torch.inf
+        self._columns = {name: torch.zeros(runs, device=device) for name in HYPERPARAMETERS}
+        self._columns["grad_clip"].fill_(torch.inf)
         self._choice = torch.zeros(runs, dtype=torch.int64, device=device)
         self._splits = torch.ones(len(SPLITS), 2, runs, dtype=torch.int64, device=device)
         self._split_sizes = np.ones((len(SPLITS), runs), dtype=np.int64)
@@ -123,7 +123,7 @@ class Population:
         self._lr_multiplier = np.ones(runs)
 
     def _functions(self) -> tuple[StepFunction, EvaluateFunction]:
-        step = make_step(self.family, self.layout, self._updates, clip=self._clip)
+        step = make_step(self.family, self.layout, clip=self._clip)
         evaluate = make_evaluate(self.family, EVALUATION_SLOTS)
         if self.mode == "eager":
             return step, evaluate
@@ -132,19 +132,21 @@ class Population:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", DeprecationWarning)  # the compiler imports deprecated parts of torch
                 for sample in (False, True):
-                    self._call_step(fast_step, torch.zeros(self.num_runs, device=self.device), sample)
+                    self._call_step(
+                        fast_step, torch.zeros(len(Coefficients._fields), self.num_runs, device=self.device), sample
+                    )
                 self._call_evaluate(fast_evaluate, 0, 0)
         except Exception as error:  # noqa: BLE001 - any failure of the compiler has the same remedy
-            logger.warning("the step of %s could not be compiled, so it runs eagerly: %s", self.family.name, error)
+            reason = str(error).strip().partition("\n")[0]
+            logger.warning("the step of %s could not be compiled, so it runs eagerly: %s", self.family.name, reason)
             self.mode, fast_step, fast_evaluate = "eager", step, evaluate
         for tensor in (*self._learner.tensors(), self._feed.step, self._last_gradient):
             tensor.zero_()
         return fast_step, fast_evaluate
 
-    def _call_step(self, step: StepFunction, lr: Tensor, sample: bool) -> tuple[Tensor, Tensor]:
-        return step(
-            self._learner, self._feed, self._inputs, self._last_gradient, self._columns, lr, self._choice, sample
-        )
+    def _call_step(self, step: StepFunction, by: Tensor, sample: bool) -> tuple[Tensor, Tensor]:
+        threshold = self._columns["grad_clip"]
+        return step(self._learner, self._feed, self._inputs, self._last_gradient, by, threshold, sample)
 
     def _call_evaluate(self, evaluate: EvaluateFunction, split: int, offset: int) -> Tensor:
         start, size = self._splits[split]
@@ -238,9 +240,9 @@ class Population:
             "grad_clip": [float("inf")] * len(settings),
             "lr": [0.0] * len(settings),
         }
-        columns = np.array([table[name] for name in HYPERPARAMETERS], dtype=np.float32).T
-        self._columns[index] = torch.from_numpy(np.ascontiguousarray(columns)).to(self.device)
-        choice = [self._updates.index(kind.update) for kind in kinds]
+        for name, column in self._columns.items():
+            column[index] = torch.tensor(table[name], dtype=torch.float32, device=self.device)
+        choice = [self._kinds.index(kind.coefficients) for kind in kinds]
         self._choice[index] = torch.tensor(choice, device=self.device)
 
     # --- hyperparameters --------------------------------------------------------------------------------------
@@ -257,12 +259,10 @@ class Population:
 
     def set_hyperparameters(self, values: Mapping[str, np.ndarray]) -> None:
         """Sets effective values (N,) of ``momentum``, ``weight_decay``, ``grad_clip`` (absolute norm, inf is off)."""
-        names = [name for name in values if name != "lr"]
-        if not names:
-            return
-        table = np.stack([np.asarray(values[name], dtype=np.float32) for name in names], 1)
-        places = [HYPERPARAMETERS.index(name) for name in names]
-        self._columns[:, places] = torch.from_numpy(table).to(self.device)
+        for name, value in values.items():
+            if name not in self._columns or name == "lr":
+                raise unknown("hyperparameter", name, [name for name in self._columns if name != "lr"])
+            self._columns[name].copy_(torch.from_numpy(np.asarray(value, dtype=np.float32)))
 
     # --- training ---------------------------------------------------------------------------------------------
 
@@ -270,17 +270,16 @@ class Population:
         """Trains every run for ``steps`` >= 1 steps; nothing synchronises with the device."""
         if steps < 1:
             raise out_of_range("steps", steps, 1)
-        when = self.steps_done[None] + np.arange(steps)[:, None]
-        scheduled = self.initial_lr * factors(self._schedules, when, self.total_steps)
-        lr = torch.from_numpy((scheduled * self._lr_multiplier).astype(np.float32)).to(self.device)
+        coefficients = self._interval_coefficients(steps)
         losses, sampled = [], []
         for step in range(steps):
             sample = step >= steps - SAMPLED_STEPS
-            loss, statistics = self._call_step(self._step, lr[step], sample)
+            loss, statistics = self._call_step(self._step, coefficients[step], sample)
             losses.append(loss)
             if sample:
                 sampled.append(statistics)
         self.steps_done += steps
+        self._learner.updates += steps
         last = sampled[-1]
         dot = last[1] if steps >= SAMPLED_STEPS else torch.full_like(last[1], torch.nan)
         return Telemetry(
@@ -290,6 +289,14 @@ class Population:
             update_norm=last[2],
             weight_norm=last[3],
         )
+
+    def _interval_coefficients(self, steps: int) -> Tensor:
+        when = self.steps_done[None] + np.arange(steps)[:, None]
+        scheduled = self.initial_lr * factors(self._schedules, when, self.total_steps)
+        lr = torch.from_numpy((scheduled * self._lr_multiplier).astype(np.float32)).to(self.device)
+        columns = {name: column.expand(steps, -1) for name, column in self._columns.items()}
+        count = self._learner.updates[None] + torch.arange(1, steps + 1, device=self.device)[:, None]
+        return interval_coefficients(self._kinds, self._choice, {**columns, "lr": lr}, count.float())
 
     def evaluate(self, split: str, max_examples: int | None = None) -> Tensor:
         """Mean loss (N,) over a split, on the device; over its first ``max_examples`` only, if given."""

@@ -15,7 +15,7 @@ from torch.func import functional_call, grad_and_value, vmap
 from trimtab.inner_training.layout import FlatLayout
 from trimtab.inner_training.streams import batch_positions
 from trimtab.inner_training.task import TaskFamily
-from trimtab.inner_training.update_rules import HYPERPARAMETERS, Update, mixed
+from trimtab.inner_training.update_rules import Coefficients, update
 
 logger = logging.getLogger("trimtab")
 
@@ -72,11 +72,11 @@ def examples(feed: Feed, inputs: Tensor, positions: Tensor) -> tuple[Tensor, Ten
     return taken * scale, feed.labels.gather(1, positions)
 
 
-def make_step(family: TaskFamily, layout: FlatLayout, updates: tuple[Update, ...], *, clip: bool) -> StepFunction:
-    """Builds ``step(learner, feed, inputs, last_gradient, columns, lr, choice, sample) -> (loss, statistics)``.
+def make_step(family: TaskFamily, layout: FlatLayout, *, clip: bool) -> StepFunction:
+    """Builds ``step(learner, feed, inputs, last_gradient, by, threshold, sample) -> (loss, statistics)``.
 
-    The step changes ``learner``, ``feed.step`` and, when it samples, ``last_gradient`` (N, P) in place. ``loss`` is
-    (N,); ``statistics`` is (4, N): gradient norm, inner product with the last sampled gradient, update norm, weight
+    The step changes the moving tensors of ``learner``, ``feed.step`` and, when it samples, ``last_gradient`` (N, P) in
+    place. ``by`` is (10, N), one step of ``interval_coefficients``; ``threshold`` is the clip (N,). ``loss`` is (N,); ``statistics`` is (4, N): gradient norm, inner product with the last sampled gradient, update norm, weight
     norm (empty when ``sample`` is false).
     """
     slots = family.max_batch
@@ -92,28 +92,23 @@ def make_step(family: TaskFamily, layout: FlatLayout, updates: tuple[Update, ...
         feed: Feed,
         inputs: Tensor,
         last_gradient: Tensor,
-        columns: Tensor,
-        lr: Tensor,
-        choice: Tensor,
+        by: Tensor,
+        threshold: Tensor,
         sample: bool,
     ) -> tuple[Tensor, Tensor]:
-        parameters, first, second, count = learner.tensors()
+        parameters, first, second = learner.parameters, learner.first, learner.second
         positions = batch_positions(feed.seed, feed.step, feed.batch, feed.size, feed.walks, slots)
         x, y = examples(feed, inputs, positions)
-        slot = torch.arange(slots, device=count.device)
+        slot = torch.arange(slots, device=by.device)
         weight = (slot[None] < feed.batch[:, None]) / feed.batch[:, None]
         by_name, loss = gradients_and_loss(layout.views(parameters), feed.buffers, x, y, weight)
         gradient = layout.flatten(by_name)
-        named = {name: columns[:, index : index + 1] for index, name in enumerate(HYPERPARAMETERS)}
-        named["lr"] = lr[:, None]
         norm = gradient.square().sum(1).sqrt() if clip or sample else None
         used = gradient
         if clip and norm is not None:
             # As torch.nn.utils.clip_grad_norm_, which adds 1e-6; an infinite threshold gives exactly 1.
-            used = gradient * (named["grad_clip"] / (norm[:, None] + 1e-6)).clamp(max=1.0)
-        new_count = count + 1
-        rule = updates[0] if len(updates) == 1 else mixed(updates, choice[:, None])
-        after, new_first, new_second = rule(parameters, used, first, second, new_count[:, None].float(), named)
+            used = gradient * (threshold[:, None] / (norm[:, None] + 1e-6)).clamp(max=1.0)
+        after, new_first, new_second = update(parameters, used, first, second, Coefficients(*by[:, :, None].unbind(0)))
         statistics = loss.new_zeros(0)
         if sample and norm is not None:
             dot = (gradient * last_gradient).sum(1)
@@ -123,7 +118,6 @@ def make_step(family: TaskFamily, layout: FlatLayout, updates: tuple[Update, ...
         parameters.copy_(after)
         first.copy_(new_first)
         second.copy_(new_second)
-        count.copy_(new_count)
         feed.step.add_(1)
         return loss, statistics
 

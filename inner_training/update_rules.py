@@ -1,16 +1,42 @@
-"""Update rules with per-run hyperparameters, as pure functions on flat parameters; each equals ``torch.optim`` at one run."""
+"""Update rules with per-run hyperparameters: each is a set of coefficients of one elementwise update on flat parameters.
+
+With a gradient g, first and second moments m and v, and parameters p, every rule here is
+
+    g' = g + coupled p
+    m  = keep m + gain g'
+    v  = keep_square v + (1 - keep_square) g'^2
+    p  = shrink p - size (ahead g' + along m) / (root sqrt(v) + floor)
+
+so that a population may mix rules at the cost of one: coefficients are per run and step, computed for a whole interval
+at once, and the only full-size work is a single pass that a compiler fuses. Each rule equals ``torch.optim`` at one run.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 HYPERPARAMETERS = ("lr", "momentum", "weight_decay", "nesterov", "beta2", "eps", "decoupled", "grad_clip")
 Columns = Mapping[str, Tensor]
-Update = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Columns], tuple[Tensor, Tensor, Tensor]]
+
+
+class Coefficients(NamedTuple):
+    """Coefficients of the update in the module's docstring, each (K, N) for K steps of N runs."""
+
+    coupled: Tensor
+    keep: Tensor
+    gain: Tensor
+    keep_square: Tensor
+    shrink: Tensor
+    size: Tensor
+    ahead: Tensor
+    along: Tensor
+    root: Tensor
+    floor: Tensor
 
 
 @dataclass(frozen=True)
@@ -22,48 +48,57 @@ class UpdateRule:
         doc: one line for tables.
         adaptive: whether it divides by a second moment.
         decoupled: whether weight decay acts beside the gradient rather than through it.
-        update: ``(parameters, gradients, first, second, step, columns) -> (parameters, first, second)`` where
-            tensors are (N, P), ``step`` (N, 1) counts updates from 1, and ``columns`` holds each hyperparameter (N, 1).
+        coefficients: ``(columns, step) -> Coefficients``; ``columns`` holds each hyperparameter (K, N), and ``step``
+            (K, N) float counts updates from 1.
     """
 
     name: str
     doc: str
     adaptive: bool
     decoupled: bool
-    update: Update
+    coefficients: Callable[[Columns, Tensor], Coefficients]
 
 
-def sgd(
-    parameters: Tensor, gradients: Tensor, first: Tensor, second: Tensor, step: Tensor, columns: Columns
-) -> tuple[Tensor, Tensor, Tensor]:
+def sgd(columns: Columns, step: Tensor) -> Coefficients:
     """SGD with coupled weight decay, momentum and Nesterov momentum, as ``torch.optim.SGD`` (no dampening)."""
     del step
-    gradients = gradients + columns["weight_decay"] * parameters
     momentum = columns["momentum"]
-    # torch keeps no buffer at momentum 0, so one that is switched on later starts from that step's gradient.
-    first = torch.where(momentum > 0, momentum * first + gradients, 0.0)
-    ahead = torch.where(columns["nesterov"] > 0, gradients + momentum * first, first)
-    direction = torch.where(momentum > 0, ahead, gradients)
-    return parameters - columns["lr"] * direction, first, second
+    zero, one = torch.zeros_like(momentum), torch.ones_like(momentum)
+    moving, nesterov = momentum > 0, columns["nesterov"] > 0
+    return Coefficients(
+        coupled=columns["weight_decay"],
+        keep=momentum,
+        # torch keeps no buffer at momentum 0, so one that is switched on later starts from that step's gradient.
+        gain=torch.where(moving, one, zero),
+        keep_square=one,
+        shrink=one,
+        size=columns["lr"],
+        ahead=torch.where(moving & ~nesterov, zero, one),
+        along=torch.where(nesterov, momentum, torch.where(moving, one, zero)),
+        root=zero,
+        floor=one,
+    )
 
 
-def adam(
-    parameters: Tensor, gradients: Tensor, first: Tensor, second: Tensor, step: Tensor, columns: Columns
-) -> tuple[Tensor, Tensor, Tensor]:
+def adam(columns: Columns, step: Tensor) -> Coefficients:
     """Adam (Kingma & Ba, arXiv 1412.6980) with coupled or decoupled weight decay (AdamW, arXiv 1711.05101).
 
     Equals ``torch.optim.Adam`` where the column ``decoupled`` is 0 and ``torch.optim.AdamW`` where it is 1.
     """
     decay, beta1, beta2 = columns["weight_decay"], columns["momentum"], columns["beta2"]
-    coupled = decay * (1 - columns["decoupled"])
-    gradients = gradients + coupled * parameters
-    parameters = parameters * (1 - columns["lr"] * decay * columns["decoupled"])
-    first = first + (1 - beta1) * (gradients - first)
-    second = beta2 * second + (1 - beta2) * gradients * gradients
-    # Per-run factors are folded first, so that each element costs one square root and one division.
-    root = torch.rsqrt(1 - beta2**step)
-    size = columns["lr"] / (1 - beta1**step)
-    return parameters - size * first / (torch.sqrt(second) * root + columns["eps"]), first, second
+    zero, one = torch.zeros_like(beta1), torch.ones_like(beta1)
+    return Coefficients(
+        coupled=decay * (1 - columns["decoupled"]),
+        keep=beta1,
+        gain=1 - beta1,
+        keep_square=beta2,
+        shrink=1 - columns["lr"] * decay * columns["decoupled"],
+        size=columns["lr"] / (1 - beta1**step),
+        ahead=zero,
+        along=one,
+        root=torch.rsqrt(1 - beta2**step),
+        floor=columns["eps"],
+    )
 
 
 UPDATE_RULES: dict[str, UpdateRule] = {
@@ -76,29 +111,31 @@ UPDATE_RULES: dict[str, UpdateRule] = {
 }
 
 
-def mixed(updates: tuple[Update, ...], choice: Tensor) -> Update:
-    """One update for a population whose runs use different rules.
-
-    Every update is computed and each run keeps its own: elementwise work that a compiler fuses into one pass, and
-    small beside the matrix products.
+def interval_coefficients(
+    kinds: Sequence[Callable[[Columns, Tensor], Coefficients]], choice: Tensor, columns: Columns, step: Tensor
+) -> Tensor:
+    """Coefficients of an interval for a population whose runs may use different rules.
 
     Args:
-        updates: the distinct updates present.
-        choice: (N, 1) int64 index into ``updates``.
+        kinds: the distinct ``UpdateRule.coefficients`` present.
+        choice: (N,) int64 index into ``kinds``.
+        columns, step: as in ``UpdateRule.coefficients``.
+
+    Returns:
+        (K, 10, N), the second axis in the order of ``Coefficients``.
     """
+    result = torch.stack(kinds[0](columns, step), 1)
+    for index, kind in enumerate(kinds[1:], 1):
+        result = torch.where(choice == index, torch.stack(kind(columns, step), 1), result)
+    return result
 
-    def update(
-        parameters: Tensor, gradients: Tensor, first: Tensor, second: Tensor, step: Tensor, columns: Columns
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        result = updates[0](parameters, gradients, first, second, step, columns)
-        for index, other in enumerate(updates[1:], 1):
-            candidate = other(parameters, gradients, first, second, step, columns)
-            mine = choice == index
-            result = (
-                torch.where(mine, candidate[0], result[0]),
-                torch.where(mine, candidate[1], result[1]),
-                torch.where(mine, candidate[2], result[2]),
-            )
-        return result
 
-    return update
+def update(
+    parameters: Tensor, gradients: Tensor, first: Tensor, second: Tensor, by: Coefficients
+) -> tuple[Tensor, Tensor, Tensor]:
+    """One step on (N, P) tensors with coefficients (N, 1); returns new parameters, first and second moments."""
+    gradients = gradients + by.coupled * parameters
+    first = by.keep * first + by.gain * gradients
+    second = by.keep_square * second + (1 - by.keep_square) * gradients * gradients
+    direction = (by.ahead * gradients + by.along * first) / (by.root * torch.sqrt(second) + by.floor)
+    return by.shrink * parameters - by.size * direction, first, second

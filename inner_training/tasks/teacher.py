@@ -9,13 +9,14 @@ from trimtab.inner_training.tasks.recipe import log_uniform, rng_for
 
 ROWS, FEATURES, CLASSES, HIDDEN = 4096, 32, 8, 64
 FEWEST, MOST = 200, 1000
+GAIN = 0.7  # of the teacher's hidden layers; a steeper teacher takes more examples than there are to be learned
 RAREST = 0.5  # least share of a class, relative to a fair one
 
 
 def teacher_outputs(rng: np.random.Generator, inputs: np.ndarray, outputs: int) -> tuple[np.ndarray, dict[str, object]]:
-    """Outputs of a random MLP: 1 or 2 hidden layers of 8 to 32 units, relu or tanh, looking at 2 to 8 features.
+    """Outputs of a random MLP: 1 or 2 hidden layers of 8 to 32 units, relu or tanh, looking at 4 to 16 features.
 
-    Few features in use keep the teacher learnable from some hundred examples, while the student must find them.
+    The student has to find which features matter.
 
     Args:
         rng: source of the teacher.
@@ -26,12 +27,12 @@ def teacher_outputs(rng: np.random.Generator, inputs: np.ndarray, outputs: int) 
         (n, outputs), each output with mean 0 and standard deviation 1 over the inputs, and what was drawn.
     """
     depth, units = int(rng.integers(1, 3)), int(rng.integers(8, 33))
-    used = round(log_uniform(rng, 2, 8))
+    used = round(log_uniform(rng, 4, 16))
     activation = ("relu", "tanh")[int(rng.integers(2))]
     values = inputs[:, rng.permutation(inputs.shape[1])[:used]]
     for _ in range(depth):
-        values = values @ (rng.standard_normal((values.shape[1], units)) * np.sqrt(2 / values.shape[1]))
-        values += 0.5 * rng.standard_normal(units)
+        weights = rng.standard_normal((values.shape[1], units)) * (GAIN / np.sqrt(values.shape[1]))
+        values = values @ weights + GAIN / 2 * rng.standard_normal(units)
         values = np.maximum(values, 0) if activation == "relu" else np.tanh(values)
     values = values @ rng.standard_normal((units, outputs))
     deviation = np.maximum(values.std(0), 1e-12)
