@@ -1,0 +1,175 @@
+"""What a user gives to ``attach``: verified in one place, before anything is touched."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import torch
+from torch import nn
+
+from trimtab.errors import MismatchError, OutputExistsError, UserError, out_of_range, unknown
+from trimtab.inner_training.guard import GuardConfig
+from trimtab.inner_training.signals import Signal
+from trimtab.policies.policy import Policy
+from trimtab.policies.registry import check_policy, load_policy
+from trimtab.policies.rules import RULES
+
+Mode = Literal["act", "advise"]
+UNMEASURED = ("progress", "base", "scale", "levers")  # groups of signals that need no telemetry
+DECIDE_EVERY = 10  # optimizer steps per decision where neither the user nor the policy says otherwise
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attachment:
+    """The verified arguments of ``attach``; see there."""
+
+    model: nn.Module | None
+    policy: Policy
+    total_steps: int | None
+    decide_every: int
+    mode: Mode
+    guard: GuardConfig
+    stateful: tuple[Any, ...]
+    audit: Path | None
+
+
+def measuring_window(signals: Sequence[Signal], decide_every: int) -> int:
+    """Steps per measured interval: those of one decision.
+
+    A policy such as a schedule decides at every step, but reads nothing that is measured. Then only the guard needs
+    intervals, and longer ones cost less.
+    """
+    if any(signal.group not in UNMEASURED for signal in signals):
+        return decide_every
+    return decide_every * math.ceil(DECIDE_EVERY / decide_every)
+
+
+def check_optimizer(optimizer: object, model: nn.Module | None) -> None:
+    """Raises ``UserError`` unless these are an optimizer with parameters and the model that they belong to."""
+    if not isinstance(optimizer, torch.optim.Optimizer) or not hasattr(optimizer, "_optimizer_step_pre_hooks"):
+        raise UserError(f"{type(optimizer).__name__} is not a torch.optim.Optimizer; give the innermost optimizer")
+    trained = [one for group in optimizer.param_groups for one in group["params"] if one.requires_grad]
+    if not trained:
+        raise UserError("the optimizer has no parameters that require a gradient, so there is nothing to steer")
+    if model is None:
+        return
+    if not isinstance(model, nn.Module):
+        raise UserError(f"model is a {type(model).__name__}; it must be a torch.nn.Module, or None")
+    owned = {id(parameter) for parameter in model.parameters()}
+    foreign = sum(id(parameter) not in owned for parameter in trained)
+    if foreign:
+        raise UserError(
+            f"{foreign} of the optimizer's {len(trained)} parameters do not belong to the model that was given; "
+            "give the model that this optimizer trains, or model=None"
+        )
+
+
+def check_count(name: str, value: int | None, meaning: str) -> int | None:
+    """A whole number of at least 1, or None."""
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise out_of_range(name, value, 1, remedy=f"{meaning}, a whole number, or None")
+    return value
+
+
+def check_mode(mode: str) -> Mode:
+    """``act`` or ``advise``."""
+    if mode == "act":
+        return "act"
+    if mode == "advise":
+        return "advise"
+    raise unknown("mode", mode, get_args(Mode))
+
+
+def choose_policy(given: object, total_steps: int | None) -> Policy:
+    """The policy of that name or path, or the object itself; verified, also against an unknown budget."""
+    if isinstance(given, str | os.PathLike):
+        policy = load_policy(given)
+    else:
+        policy = check_policy(given, f"policy {type(given).__name__}")
+    if total_steps is None and _needs_budget(policy):
+        raise UserError(f"policy {policy.name!r} follows the budget of the run; give attach(..., total_steps=...)")
+    return policy
+
+
+def _needs_budget(policy: Policy) -> bool:
+    """Whether a policy can only stand still without ``total_steps``: a rule whose entry says so, or any policy that
+    sets targets from ``progress`` without asking whether it is known."""
+    entry = RULES.get(policy.name)
+    if entry is not None and "progress" in entry.needs:
+        return True
+    blind = "progress" in policy.signals and "progress_available" not in policy.signals
+    return blind and "targets" in policy.levers.values()
+
+
+def check_guard(given: object, mode: Mode) -> GuardConfig:
+    """The guard's settings; an adviser never rolls back."""
+    if given is not None and given is not False and not isinstance(given, GuardConfig):
+        raise UserError(f"guard is {given!r}; it must be None (the default guard), a GuardConfig, or False (off)")
+    config = given if isinstance(given, GuardConfig) else GuardConfig(rollback=given is None)
+    return replace(config, rollback=False) if mode == "advise" else config
+
+
+def check_stateful(given: Sequence[Any], known: Sequence[object]) -> tuple[Any, ...]:
+    """Objects that can be saved and loaded, without those that are kept anyway."""
+    if not isinstance(given, list | tuple):
+        raise UserError(f"stateful is a {type(given).__name__}; it must be a tuple of objects, such as (scheduler,)")
+    for other in given:
+        if not callable(getattr(other, "state_dict", None)) or not callable(getattr(other, "load_state_dict", None)):
+            raise UserError(f"stateful holds a {type(other).__name__}, which has no state_dict and load_state_dict")
+    return tuple(other for other in given if all(other is not one for one in known))
+
+
+def check_audit(path: str | os.PathLike[str] | None) -> Path | None:
+    """A path at which there is nothing yet."""
+    if path is None:
+        return None
+    if os.path.lexists(path):
+        raise OutputExistsError(f"audit file {os.fspath(path)!r} exists and is not overwritten; give another path")
+    return Path(path)
+
+
+def header(optimizer: torch.optim.Optimizer, settings: Attachment) -> dict[str, Any]:
+    """What the first line of an audit says."""
+    parameters = [one for group in optimizer.param_groups for one in group["params"] if one.requires_grad]
+    return {
+        "trimtab": version("trimtab"),
+        "torch": torch.__version__,
+        "policy": settings.policy.name,
+        "levers": dict(settings.policy.levers),
+        "optimizer": type(optimizer).__name__,
+        "parameters": sum(parameter.numel() for parameter in parameters),
+        "total_steps": settings.total_steps,
+        "decide_every": settings.decide_every,
+        "mode": settings.mode,
+        "guard": asdict(settings.guard),
+    }
+
+
+def check_state(state: Mapping[str, Any], identity: Mapping[str, Any], scheduled_lr: Sequence[float]) -> None:
+    """Raises ``MismatchError`` unless a saved state belongs to this controller and to the schedule as it is now.
+
+    Args:
+        state: what ``Controller.state_dict`` gave.
+        identity: the entries that must be equal.
+        scheduled_lr: the scheduled learning rate of each parameter group now.
+    """
+    for key, value in identity.items():
+        if key not in state:
+            raise MismatchError(f"this is not the state of a controller: it has no {key!r}")
+        if state[key] != value:
+            raise MismatchError(f"the state was saved with {key} {state[key]!r}, but this controller has {value!r}")
+    now = [scheduled * float(state["lr_multiplier"]) for scheduled in scheduled_lr]
+    saved = [float(rate) for rate in state["effective_lr"]]
+    if len(now) != len(saved) or not all(math.isclose(a, b, rel_tol=1e-6) for a, b in zip(now, saved, strict=True)):
+        raise MismatchError(
+            f"the effective learning rate would be {now}, but it was {saved} when the state was saved; restore the "
+            "optimizer and its scheduler before the controller"
+        )

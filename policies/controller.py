@@ -1,0 +1,322 @@
+"""The controller: signals, policy, guard and levers around a live training loop."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+from weakref import WeakSet
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from trimtab.errors import UserError
+from trimtab.inner_training.guard import GuardConfig, Health, Reason, in_words
+from trimtab.inner_training.levers import resolve_levers
+from trimtab.inner_training.reading import Reading
+from trimtab.inner_training.signals import resolve_signals
+from trimtab.inner_training.steering import Move, Steering
+from trimtab.policies import attachment
+from trimtab.policies.attachment import DECIDE_EVERY, Attachment
+from trimtab.policies.audit import Audit
+from trimtab.policies.live_run import LiveRun, as_scalar
+from trimtab.policies.live_snapshot import LiveSnapshots
+from trimtab.policies.plain import from_plain, to_plain
+from trimtab.policies.policy import Policy
+from trimtab.policies.trail import Decision, Event, Trail, log_mean_loss
+
+FORMAT = 1
+_ATTACHED: WeakSet[torch.optim.Optimizer] = WeakSet()
+
+
+class Controller:
+    """Steers one live run; made by ``attach``, which says what the arguments are."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer, settings: Attachment) -> None:
+        self._optimizer, self._settings, self._policy = optimizer, settings, settings.policy
+        signals = resolve_signals(self._policy.signals)
+        self._steering = Steering(resolve_levers(tuple(self._policy.levers)), signals, settings.guard, 1)
+        self._policy_state = self._policy.init(1)
+        self._val_loss: Tensor | float = math.nan
+        self._decided_at, self._detached = 0, False
+        self._snapshots = None
+        if settings.mode == "act" and settings.guard.rollback:
+            self._snapshots = LiveSnapshots(optimizer, settings.model, settings.stateful)
+        audit = None if settings.audit is None else Audit(settings.audit, attachment.header(optimizer, settings))
+        self._trail = Trail(signals, audit, settings.mode)
+        self._window = attachment.measuring_window(signals, settings.decide_every)
+        self._run = LiveRun(optimizer, self._window, self._before_first_step)
+        self._steering.reset(np.ones(1, dtype=bool), self._run.base(self._steering.levers))
+        self._steering.available[0] = [self._run.available(lever) for lever in self._steering.levers]
+        self._between = Decision(False, self.multipliers, "between decisions", False)
+        _ATTACHED.add(optimizer)
+        self._decide(measure=False)
+
+    def _before_first_step(self) -> None:
+        if self._snapshots is not None and self._snapshots.empty:
+            self._snapshots.take(self._run.steps)
+
+    # --- what users call ----------------------------------------------------------------------------------------
+
+    def step(self, loss: Tensor | float, val_loss: Tensor | float | None = None) -> Decision:
+        """Notes the loss of the step just taken and, at the end of an interval, decides.
+
+        Call it once after each ``optimizer.step()``; after ``scheduler.step()`` too, so that it sees the rate of the
+        step to come. Between decisions nothing synchronises with the device. Trouble inside never reaches the
+        training loop: it is logged, and the levers hold.
+
+        Args:
+            loss: training loss of the step's batch, before the step; a tensor on any device, or a number.
+            val_loss: validation loss, whenever one was measured.
+
+        Raises:
+            UserError: a loss is neither a number nor a tensor.
+        """
+        if self._detached:
+            return self._between
+        if val_loss is not None:
+            self._val_loss = as_scalar("val_loss", val_loss)
+        recorded = self._run.record(loss)
+        if not recorded or self._run.steps - self._decided_at < self._settings.decide_every:
+            return self._between
+        return self._decide(measure=self._run.position >= self._window)
+
+    @property
+    def multipliers(self) -> dict[str, float]:
+        """Multiplier in force for each lever, the guard's caution included; 1 is null."""
+        names = [lever.name for lever in self._steering.levers]
+        if self._settings.mode == "advise" or self._detached:
+            return dict.fromkeys(names, 1.0)
+        now = dict(zip(names, self._steering.multipliers[0].tolist(), strict=True))
+        rate = float(self._steering.lr_multiplier[0])
+        return {**now, "lr": rate} if "lr" in now or rate != 1 else now
+
+    def summary(self) -> str:
+        """What changed, why, and what the loss did afterwards; several lines."""
+        now = self.multipliers
+        return self._trail.journal.text(self._policy.name, self._run.steps, self._settings.mode, now)
+
+    def detach(self) -> None:
+        """Leaves the optimizer as it was; the controller then does nothing any more."""
+        if self._detached:
+            return
+        self._run.detach()
+        self._detached = True
+        self._between = Decision(False, self.multipliers, "detached", False)
+        _ATTACHED.discard(self._optimizer)
+        self._run.safely("the audit", lambda: self._trail.write("detached", step=self._run.steps))
+
+    # --- deciding -----------------------------------------------------------------------------------------------
+
+    def _decide(self, *, measure: bool) -> Decision:
+        before, step = self.multipliers, self._run.steps
+        observation, log_loss = None, None
+        self._rolled_back = False
+        try:
+            reading = self._reading(measure)
+            self._follow(self._steering.assess(reading), reading)
+            log_loss = log_mean_loss(reading) if measure else None
+            if self._steering.guard.lost[0]:
+                move = self._stand_back()
+            else:
+                observation = self._steering.observe(reading)
+                move = self._ask(observation)
+        except Exception as error:  # noqa: BLE001 - whatever it is, the training must not stop for it
+            self._run.say(f"a decision of policy {self._policy.name!r} failed, so every lever holds: {error!r}")
+            move = self._steering.hold(Reason.FAULT)
+        self._decided_at = step
+        if measure:
+            self._run.next_interval()
+        after = self._take_effect(move)
+        return self._note(step, observation, move, before, after, log_loss)
+
+    def _reading(self, measure: bool) -> Reading:
+        val_loss, budget = math.nan, self._settings.total_steps
+        if measure:
+            val_loss, self._val_loss = float(self._val_loss), math.nan
+        return self._run.reading(self._steering.levers, budget, val_loss, measure=measure)
+
+    def _follow(self, health: Health, reading: Reading) -> None:
+        if self._snapshots is None:
+            return
+        if health.rollback[0]:
+            self._snapshots.restore()
+            self._rolled_back = True
+        elif health.stable[0] and reading.measured is not None:
+            self._snapshots.take(self._run.steps)
+
+    def _ask(self, observation: np.ndarray) -> Move:
+        proposed, state = self._policy.act(observation, self._policy_state)
+        actions = np.asarray(proposed, dtype=np.float64)
+        if actions.shape != (1, len(self._policy.levers)):
+            raise ValueError(f"actions of shape {actions.shape} for 1 run and {len(self._policy.levers)} levers")
+        self._policy_state = state
+        return self._steering.decide(actions, self._policy.levers)
+
+    def _stand_back(self) -> Move:
+        """A lost run is given back its base schedule."""
+        self._steering.multipliers[:] = 1.0
+        self._steering.guard.caution[:] = 1.0
+        if self._snapshots is not None:
+            self._snapshots.clear()
+        return self._steering.hold(Reason.LOST)
+
+    def _take_effect(self, move: Move) -> dict[str, float]:
+        """Applies a move, or takes it back where it is only advice; gives the multipliers that it decided on."""
+        if self._settings.mode == "act":
+            self._run.safely("applying multipliers", lambda: self._run.apply(self._steering))
+            return self.multipliers
+        advised = dict(zip(self.multipliers, move.after[0].tolist(), strict=True))
+        self._steering.multipliers[:] = 1.0
+        self._steering.hold()
+        return advised
+
+    def _note(
+        self,
+        step: int,
+        observation: np.ndarray | None,
+        move: Move,
+        before: Mapping[str, float],
+        after: Mapping[str, float],
+        log_loss: float | None,
+    ) -> Decision:
+        codes = int(np.bitwise_or.reduce(move.reasons[0])) | (Reason.ROLLED_BACK if self._rolled_back else 0)
+        applied = self.multipliers
+        names = [lever.name for lever in self._steering.levers] if observation is not None else []
+        event = Event(
+            step=step,
+            observation=None if observation is None else observation[0],
+            proposed=dict(zip(names, move.proposed[0].tolist(), strict=bool(names))),
+            before=before,
+            after=after,
+            applied=applied,
+            moved=bool((move.after != move.before).any()),
+            guarded=in_words(codes),
+            rolled_back=self._rolled_back,
+            log_loss=log_loss,
+        )
+        self._run.safely("the audit", lambda: self._trail.note(event))
+        self._between = Decision(False, applied, "between decisions", False)
+        reason = event.reason(self._settings.mode)
+        return Decision(applied != before or self._rolled_back, applied, reason, self._rolled_back)
+
+    # --- saving -------------------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """JSON-serialisable state (NaN included, as Python's ``json`` writes it). Snapshots are not part of it.
+
+        Save it between steps, together with model, optimizer and scheduler. Saved between the two sampled steps of
+        an interval, that interval's inner product of gradients is unknown after loading.
+        """
+        rate = 1.0 if self._settings.mode == "advise" else float(self._steering.lr_multiplier[0])
+        return {
+            **self._identity(),
+            "lr_multiplier": rate,
+            "effective_lr": [scheduled * rate for scheduled in self._run.scheduled_lr],
+            "decided_at": self._decided_at,
+            "val_loss": float(self._val_loss),
+            "steering": self._steering.state_dict(),
+            "policy_state": to_plain(self._policy_state),
+            "run": self._run.state_dict(),
+            "journal": self._trail.journal.state_dict(),
+        }
+
+    def _identity(self) -> dict[str, Any]:
+        return {
+            "format": FORMAT,
+            "policy": self._policy.name,
+            "levers": dict(self._policy.levers),
+            "signals": list(self._policy.signals),
+            "decide_every": self._settings.decide_every,
+            "mode": self._settings.mode,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restores what ``state_dict`` gave; model, optimizer and scheduler must have been restored before.
+
+        Raises:
+            MismatchError: the state is of another policy or setting, or the scheduled learning rate is not the one
+                that it was saved with; nothing has been changed then.
+        """
+        attachment.check_state(state, self._identity(), self._run.scheduled_lr)
+        self._steering.load_state_dict(state["steering"])
+        self._policy_state = from_plain(state["policy_state"])
+        self._run.load_state_dict(state["run"])
+        self._trail.journal.load_state_dict(state["journal"])
+        self._decided_at, self._val_loss = int(state["decided_at"]), float(state["val_loss"])
+        if self._settings.mode == "act":
+            self._run.apply(self._steering)
+        if self._snapshots is not None:
+            self._snapshots.clear()
+            self._snapshots.take(self._run.steps)
+        self._between = Decision(False, self.multipliers, "between decisions", False)
+        self._run.safely("the audit", lambda: self._trail.write("resumed", step=self._run.steps))
+
+
+def attach(
+    optimizer: torch.optim.Optimizer,
+    *,
+    model: nn.Module | None = None,
+    policy: str | os.PathLike[str] | Policy = "default",
+    total_steps: int | None = None,
+    decide_every: int | None = None,
+    mode: str = "act",
+    guard: GuardConfig | bool | None = None,
+    stateful: Sequence[Any] = (),
+    audit: str | os.PathLike[str] | None = None,
+) -> Controller:
+    """Attaches a controller to an ordinary training loop; then call ``controller.step(loss)`` after each step.
+
+    The controller multiplies whatever the optimizer's parameter groups hold: before each step it writes
+    ``scheduled x multiplier``, after it (or when the step raises) it puts ``scheduled`` back. So any scheduler works
+    on, before or after this call.
+
+    Args:
+        optimizer: the innermost ``torch.optim.Optimizer``.
+        model: the module it trains; needed for rolling back buffers such as batch statistics.
+        policy: a rule's name, ``"default"``, the path of a bundle, or a policy object.
+        total_steps: optimizer steps of the whole run; None when unknown (rules that follow the budget need it).
+        decide_every: optimizer steps between decisions; None for the policy's own, else 10.
+        mode: ``"act"``, or ``"advise"`` to decide and audit without touching anything.
+        guard: None for the default guard, its settings, or False to keep its bounds and rate limits alone (no snapshots).
+        stateful: scheduler, scaler, averaged weights, ...: objects to roll back with the model.
+        audit: a new file for the audit trail (JSON lines).
+
+    Returns:
+        The controller, which has taken its first decision.
+
+    Raises:
+        UserError: an argument cannot be used; nothing has been touched then.
+
+    >>> weight = torch.nn.Parameter(torch.ones(2))
+    >>> optimizer = torch.optim.SGD([weight], lr=0.1)
+    >>> controller = attach(optimizer, policy="cosine", total_steps=100)
+    >>> for _ in range(50):
+    ...     optimizer.zero_grad()
+    ...     loss = (weight**2).sum()
+    ...     loss.backward()
+    ...     optimizer.step()
+    ...     decision = controller.step(loss)
+    >>> round(decision.applied["lr"], 6), optimizer.param_groups[0]["lr"]
+    (0.5, 0.1)
+    """
+    attachment.check_optimizer(optimizer, model)
+    if optimizer in _ATTACHED:
+        raise UserError("this optimizer has a controller already; call detach() on that one first")
+    chosen_mode = attachment.check_mode(mode)
+    budget = attachment.check_count("total_steps", total_steps, "optimizer steps of the whole run")
+    every = attachment.check_count("decide_every", decide_every, "optimizer steps between decisions")
+    chosen = attachment.choose_policy(policy, budget)
+    settings = Attachment(
+        model=model,
+        policy=chosen,
+        total_steps=budget,
+        decide_every=every or chosen.decide_every or DECIDE_EVERY,
+        mode=chosen_mode,
+        guard=attachment.check_guard(guard, chosen_mode),
+        stateful=attachment.check_stateful(stateful, (model, optimizer)),
+        audit=attachment.check_audit(audit),
+    )
+    return Controller(optimizer, settings)

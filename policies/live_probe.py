@@ -1,0 +1,117 @@
+"""Gradient and update statistics of a live run, on the sampled steps of an interval; the same ones as ``Telemetry``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.utils import get_total_norm
+
+from trimtab.inner_training.telemetry import SAMPLED_STEPS
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    dense = tensor.to_dense() if tensor.is_sparse else tensor
+    return dense.float() if dense.dtype in (torch.float16, torch.bfloat16) else dense
+
+
+def total_norm(tensors: Sequence[Tensor]) -> Tensor:
+    """L2 norm of all tensors together, float32 scalar on the first one's device; half precision cannot overflow it.
+
+    >>> float(total_norm([torch.tensor([3.0]), torch.tensor([[4.0]])]))
+    5.0
+    """
+    return get_total_norm([_wide(tensor) for tensor in tensors]).float()
+
+
+def inner_product(first: Sequence[Tensor | None], second: Sequence[Tensor | None]) -> Tensor | None:
+    """Inner product of two lists of tensors of the same shapes (float32 scalar); None counts as zero."""
+    pairs = [(a, b) for a, b in zip(first, second, strict=True) if a is not None and b is not None]
+    if not pairs:
+        return None
+    parts = [torch.dot(_wide(a).reshape(-1), _wide(b).reshape(-1)).float() for a, b in pairs]
+    return torch.stack([part.to(parts[0].device) for part in parts]).sum()
+
+
+class LiveProbe:
+    """Measures the last ``min(2, interval)`` steps of each interval; nothing synchronises with the device.
+
+    Args:
+        interval: steps per interval, >= 1.
+
+    Attributes:
+        grad_norms: norm of the gradient before any clipping, by position of the step in the interval.
+        grad_dot: inner product of the last two sampled gradients.
+        update_norm, weight_norm: as in ``Telemetry``; None until the interval's last step.
+    """
+
+    def __init__(self, interval: int) -> None:
+        self.interval = interval
+        self.clear()
+
+    def clear(self) -> None:
+        """Starts a new interval."""
+        self.grad_norms: dict[int, Tensor] = {}
+        self.grad_dot: Tensor | None = None
+        self.update_norm: Tensor | None = None
+        self.weight_norm: Tensor | None = None
+        self._earlier: tuple[int, list[Tensor | None]] | None = None
+        self._weights: list[Tensor] | None = None
+
+    @property
+    def complete(self) -> bool:
+        """Whether everything that an interval needs was measured."""
+        return bool(self.grad_norms) and self.update_norm is not None and self.weight_norm is not None
+
+    def before(self, parameters: Sequence[Tensor], position: int, scale: Tensor | None) -> Tensor | None:
+        """Measures the gradients before the step at ``position``; calling again for the same step measures anew.
+
+        Args:
+            parameters: every trained parameter.
+            position: steps done in this interval.
+            scale: factor that the gradients carry (a gradient scaler's), or None for 1.
+
+        Returns:
+            The gradient norm, or None on a step that is not sampled.
+        """
+        if not self.interval - SAMPLED_STEPS <= position < self.interval:
+            return None
+        gradients = [parameter.grad for parameter in parameters]
+        present = [gradient for gradient in gradients if gradient is not None]
+        norm = total_norm(present) if present else torch.zeros((), device=parameters[0].device)
+        shrink = 1.0 if scale is None else 1.0 / scale.to(norm.device)
+        norm = self.grad_norms[position] = norm * shrink
+        if position == self.interval - 1:
+            if self._earlier is not None and len(self._earlier[1]) == len(gradients):
+                dot = inner_product(self._earlier[1], gradients)
+                self.grad_dot = torch.zeros_like(norm) if dot is None else dot * shrink
+            self._weights = [parameter.detach().clone() for parameter in parameters]
+            self.weight_norm = total_norm(self._weights)
+        else:
+            self._earlier = (position, [g if g is None else _wide(g) * shrink for g in gradients])
+        return norm
+
+    def after(self, parameters: Sequence[Tensor]) -> None:
+        """Finishes the update norm after the interval's last step."""
+        if self._weights is not None:
+            moved = [new.detach() - old for new, old in zip(parameters, self._weights, strict=True)]
+            self.update_norm = total_norm(moved)
+            self._weights, self._earlier = None, None
+
+    def state_dict(self) -> dict[str, Any]:
+        """What was measured so far as plain numbers; sampled gradients themselves are left out."""
+        scalars = {name: getattr(self, name) for name in ("grad_dot", "update_norm", "weight_norm")}
+        return {
+            "grad_norms": {str(position): float(norm) for position, norm in self.grad_norms.items()},
+            **{name: None if value is None else float(value) for name, value in scalars.items()},
+        }
+
+    def load_state_dict(self, state: dict[str, Any], device: torch.device) -> None:
+        """Restores what ``state_dict`` gave; saved between the two samples, the inner product stays unknown."""
+        self.clear()
+        self.grad_norms = {int(key): torch.tensor(norm, device=device) for key, norm in state["grad_norms"].items()}
+        for name in ("grad_dot", "update_norm", "weight_norm"):
+            value = state[name]
+            setattr(self, name, None if value is None else torch.tensor(value, device=device))

@@ -1,0 +1,316 @@
+"""One live training run behind the face that a population has: measured through the hooks of an ordinary optimizer."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import types
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.utils import clip_grads_with_norm_
+
+from trimtab.errors import UserError
+from trimtab.inner_training.levers import Lever
+from trimtab.inner_training.reading import Reading
+from trimtab.inner_training.steering import Steering
+from trimtab.inner_training.telemetry import Measured, Telemetry
+from trimtab.policies.live_probe import LiveProbe, total_norm
+from trimtab.policies.live_values import EffectiveValues, read_value
+
+logger = logging.getLogger("trimtab")
+CLIP = "grad_clip"  # the one hyperparameter that lives outside the parameter groups
+
+
+def as_scalar(name: str, value: Tensor | float) -> Tensor | float:
+    """A number as it is, or the mean of a tensor on its own device, detached and never an alias of the caller's."""
+    if isinstance(value, Tensor):
+        return value.detach().float().mean()
+    try:
+        return float(value)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{name} is {value!r}; it must be a number or a tensor") from error
+
+
+class LiveRun:
+    """Hooks around ``optimizer.step``: before it, effective values and measurement; after it, the scheduled values.
+
+    Hooks are not called when a step raises, so the optimizer's ``step`` is also wrapped, only to restore then. Steps
+    that a gradient scaler skips do not count.
+
+    Args:
+        optimizer: whose steps are the run.
+        interval: steps between decisions, >= 1.
+        before_first: called once before the first step that is seen.
+
+    Attributes:
+        steps: optimizer steps done.
+        position: steps done since the last decision.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer, interval: int, before_first: Callable[[], None]) -> None:
+        self.optimizer, self.interval = optimizer, interval
+        self.steps = self.position = 0
+        self.probe = LiveProbe(interval)
+        self._before_first: Callable[[], None] | None = before_first
+        self._values = EffectiveValues(optimizer)
+        self._lr_multiplier, self._clip = 1.0, float("inf")
+        self._others: list[tuple[Lever, float]] = []
+        self._losses: list[Tensor] = []
+        self._recorded = 0  # the step whose loss came last
+        self._skip, self._depth = False, 0
+        self._said: set[str] = set()
+        self._initial_lr = self._initial()
+        self._handles = [
+            optimizer.register_step_pre_hook(self._pre_hook),
+            optimizer.register_step_post_hook(self._post_hook),
+        ]
+        self._wrap()
+
+    def _initial(self) -> float:
+        group = self.optimizer.param_groups[0]
+        return float(group.get("initial_lr", group["lr"]))
+
+    # --- hooks --------------------------------------------------------------------------------------------------
+
+    def _wrap(self) -> None:
+        optimizer = self.optimizer
+        self._own_step = vars(optimizer).get("step")
+        original = optimizer.step
+
+        @functools.wraps(type(optimizer).step)
+        def step(this: torch.optim.Optimizer, *args: Any, **kwargs: Any) -> Any:
+            del this
+            try:
+                return original(*args, **kwargs)
+            finally:
+                self._outside()
+
+        vars(step).update(getattr(original, "__dict__", {}))  # marks that schedulers left there, and look for
+        self._step = types.MethodType(step, optimizer)
+        optimizer.step = self._step  # type: ignore[method-assign]
+
+    def _outside(self) -> None:
+        """No step is under way: the scheduled values hold."""
+        self._depth = 0
+        self._values.restore()
+
+    def detach(self) -> None:
+        """Removes the hooks and the wrapper, and restores the scheduled values."""
+        for handle in self._handles:
+            handle.remove()
+        self._outside()
+        if vars(self.optimizer).get("step") is self._step:  # else somebody wrapped ours, which restores nothing now
+            if self._own_step is None:
+                del self.optimizer.step
+            else:
+                self.optimizer.step = self._own_step  # type: ignore[method-assign]
+
+    def _pre_hook(
+        self, optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        self._depth += 1
+        if self._depth > 1:  # an optimizer whose step calls that of its parent class, which has hooks too
+            return None
+        self._values.restore()
+        found = getattr(optimizer, "found_inf", None)  # set by a gradient scaler whose fused kernel will skip
+        self._skip = found is not None and bool(found.item())
+        if self._skip:
+            return None
+        if self._before_first is not None:
+            self.safely("the first snapshot", self._before_first)
+            self._before_first = None
+        self.safely("writing effective values", self._write)
+        closure = args[1] if len(args) > 1 else kwargs.get("closure")
+        if closure is None:
+            self.safely("measuring gradients", self._gradients)
+            return None
+
+        def measured_closure() -> Any:
+            loss = closure()
+            self.safely("measuring gradients", self._gradients)
+            return loss
+
+        if len(args) > 1:
+            return (args[0], measured_closure, *args[2:]), kwargs
+        return args, {**kwargs, "closure": measured_closure}
+
+    def _post_hook(self, optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        del optimizer, args, kwargs
+        self._depth -= 1
+        if self._depth > 0:
+            return
+        self._outside()
+        if self._skip:
+            return
+        self.safely("measuring the update", self._updated)
+        self.steps += 1
+        self.position += 1
+        if self.steps - self._recorded > 2 * self.interval + 1:
+            self.say(f"controller.step(loss) was not called in the last {2 * self.interval} optimizer steps; "
+                     "call it after each optimizer.step(), or the controller cannot decide")  # fmt: skip
+
+    def safely(self, what: str, act: Callable[[], None]) -> None:
+        """Does something that the training goes on without, whatever happens in there; said once."""
+        try:
+            act()
+        except Exception as error:  # noqa: BLE001 - whatever it is, the training must not stop for it
+            self.say(f"{what} failed, and the training goes on without it: {error!r}")
+
+    def say(self, message: str) -> None:
+        """Logs a warning, once per message."""
+        if message not in self._said:
+            self._said.add(message)
+            logger.warning("%s", message)
+
+    def _write(self) -> None:
+        self._values.scale_lr(self._lr_multiplier)
+        for lever, multiplier in self._others:
+            self._values.set(lever, multiplier)
+
+    @torch.no_grad()
+    def _gradients(self) -> None:
+        parameters = self.parameters()
+        scale = getattr(self.optimizer, "grad_scale", None)
+        norm = self.probe.before(parameters, self.position, scale)
+        if self._clip == float("inf"):
+            return
+        present = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        if not present:
+            return
+        if norm is None:
+            norm = total_norm(present) if scale is None else total_norm(present) / scale
+        clip_grads_with_norm_(parameters, self._clip, norm)
+
+    @torch.no_grad()
+    def _updated(self) -> None:
+        self.probe.after(self.parameters())
+
+    # --- the face of a run --------------------------------------------------------------------------------------
+
+    def parameters(self) -> list[Tensor]:
+        """Every trained parameter of the optimizer, in order."""
+        return [one for group in self.optimizer.param_groups for one in group["params"] if one.requires_grad]
+
+    @property
+    def _device(self) -> torch.device:
+        return self.parameters()[0].device
+
+    @property
+    def scheduled_lr(self) -> list[float]:
+        """The scheduled learning rate of each parameter group now."""
+        return [float(group["lr"]) for group in self.optimizer.param_groups]
+
+    def base(self, levers: Sequence[Lever]) -> dict[str, np.ndarray]:
+        """Base value (1,) of each hyperparameter, from the first group that has it; 0 where none has."""
+        names = dict.fromkeys(("lr", "momentum", "weight_decay", *(lever.hyperparameter for lever in levers)))
+        held = {name: self._held(name) for name in names}
+        return {
+            name: np.full(1, np.inf if name == CLIP else float(values[0]) if values else 0.0)
+            for name, values in {**held, CLIP: []}.items()
+        }
+
+    def _held(self, hyperparameter: str) -> list[Any]:
+        found = [read_value(group, hyperparameter) for group in self.optimizer.param_groups]
+        return [value for value in found if value is not None]
+
+    def available(self, lever: Lever) -> bool:
+        """Whether the lever can act on some parameter group."""
+        if lever.hyperparameter == CLIP:
+            return True
+        return any(bool(lever.available(np.array([float(base)]))[0]) for base in self._held(lever.hyperparameter))
+
+    def apply(self, steering: Steering) -> None:
+        """Takes over lever positions: effective from the next step on."""
+        self._lr_multiplier = float(steering.lr_multiplier[0])
+        self._clip = float(steering.hyperparameters(self.base(steering.levers)).get(CLIP, np.full(1, np.inf))[0])
+        self._others = [
+            (lever, float(multiplier))
+            for lever, multiplier, available in zip(
+                steering.levers, steering.multipliers[0], steering.available[0], strict=True
+            )
+            if lever.hyperparameter not in ("lr", CLIP) and available
+        ]
+
+    def record(self, loss: Tensor | float) -> bool:
+        """Notes a step's loss without synchronising; False when no step was done since the last one."""
+        value = as_scalar("loss", loss)
+        self._outside()  # a step that raised and was not called through the wrapper
+        if self.steps == self._recorded:
+            if self.steps == 0:
+                self.say("controller.step was called before the first optimizer.step(); call it after each one "
+                         "(a step that a gradient scaler skipped does not count)")  # fmt: skip
+            return False
+        self._recorded = self.steps
+        self._losses.append(torch.as_tensor(value, dtype=torch.float32).to(self._device, non_blocking=True))
+        return True
+
+    def measured(self) -> Measured | None:
+        """The interval up to now, in one transfer to the host; None when it could not be measured."""
+        probe = self.probe
+        if not self._losses or not probe.complete or probe.update_norm is None or probe.weight_norm is None:
+            return None
+        unknown = torch.full_like(probe.update_norm, torch.nan)
+        return Telemetry(
+            losses=torch.stack(self._losses)[:, None],
+            grad_norm=torch.stack([norm for _, norm in sorted(probe.grad_norms.items())])[:, None],
+            grad_dot=(unknown if probe.grad_dot is None else probe.grad_dot)[None],
+            update_norm=probe.update_norm[None],
+            weight_norm=probe.weight_norm[None],
+        ).to_host()
+
+    def next_interval(self) -> None:
+        """Forgets the measurements of the interval that has just been judged."""
+        self.position = 0
+        self._losses.clear()
+        self.probe.clear()
+
+    def reading(self, levers: Sequence[Lever], total_steps: int | None, val_loss: float, *, measure: bool) -> Reading:
+        """The reading of one run, as ``Population.reading`` gives it; the batch size is not known here.
+
+        Raises:
+            RuntimeError: the interval should be measured, and could not be.
+        """
+        parameters = self.parameters()
+        measured = self.measured() if measure else None
+        if measure and measured is None:
+            raise RuntimeError("the interval could not be measured")
+
+        def one(value: float) -> np.ndarray:
+            return np.full(1, float(value))
+
+        return Reading(
+            measured=measured,
+            fresh=np.full(1, self.steps == 0),
+            step=one(self.steps),
+            total_steps=one(np.nan if total_steps is None else total_steps),
+            val_loss=one(val_loss),
+            parameters=one(sum(parameter.numel() for parameter in parameters)),
+            batch_size=one(np.nan),
+            depth=one(sum(parameter.ndim >= 2 for parameter in parameters)),
+            adaptive=one("betas" in self.optimizer.param_groups[0]),
+            base=self.base(levers),
+            initial_lr=one(self._initial_lr),
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain numbers: where the run stands, and the interval so far (one transfer to the host)."""
+        return {
+            "steps": self.steps,
+            "position": self.position,
+            "recorded": self._recorded,
+            "initial_lr": self._initial_lr,
+            "losses": torch.stack(self._losses).tolist() if self._losses else [],
+            "probe": self.probe.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restores what ``state_dict`` gave."""
+        device = self._device
+        self.steps, self.position = int(state["steps"]), int(state["position"])
+        self._recorded, self._initial_lr = int(state["recorded"]), float(state["initial_lr"])
+        self._losses = list(torch.tensor(state["losses"], dtype=torch.float32, device=device))
+        self.probe.load_state_dict(state["probe"], device)

@@ -1,0 +1,81 @@
+"""Effective values in an optimizer's parameter groups, for the length of one step; the schedule owns them otherwise."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from trimtab.inner_training.levers import Lever
+
+
+def read_value(group: dict[str, Any], hyperparameter: str) -> Any:
+    """The value of a hyperparameter in a parameter group as it stands there, or None when the group has none.
+
+    ``momentum`` is ``betas[0]`` of the Adam kinds.
+
+    >>> read_value({"betas": (0.9, 0.999)}, "momentum")
+    0.9
+    """
+    value = group["betas"][0] if hyperparameter == "momentum" and "betas" in group else group.get(hyperparameter)
+    return None if isinstance(value, bool) or not isinstance(value, int | float | Tensor) else value
+
+
+def _effective(lever: Lever, multiplier: float, base: Any) -> Any:
+    value = float(lever.value(np.array([float(base)]), np.array([multiplier]))[0])
+    return torch.full_like(base, value) if isinstance(base, Tensor) else value
+
+
+class EffectiveValues:
+    """Writes effective values into the parameter groups and puts the scheduled ones back, object by object.
+
+    A learning rate that is a tensor is changed and restored in place, because a compiled or captured step may hold
+    that very tensor.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+        self._optimizer = optimizer
+        self._replaced: list[tuple[dict[str, Any], str, Any, Any]] = []
+        self._overwritten: list[tuple[Tensor, Tensor]] = []
+
+    def scale_lr(self, multiplier: float) -> None:
+        """Multiplies the learning rate of every group; exactly 1 touches nothing."""
+        if multiplier == 1.0:
+            return
+        for group in self._optimizer.param_groups:
+            rate = group["lr"]
+            if not isinstance(rate, Tensor):
+                self._replace(group, "lr", rate * multiplier)
+            elif all(rate is not done for done, _ in self._overwritten):  # groups may share one tensor
+                self._overwritten.append((rate, rate.clone()))
+                rate.mul_(multiplier)
+
+    def set(self, lever: Lever, multiplier: float) -> None:
+        """Writes the effective value of another lever, each group from its own base; exactly 1 touches nothing."""
+        if multiplier == 1.0:
+            return
+        for group in self._optimizer.param_groups:
+            base = read_value(group, lever.hyperparameter)
+            if base is None:
+                continue
+            value = _effective(lever, multiplier, base)
+            if lever.hyperparameter == "momentum" and "betas" in group:
+                self._replace(group, "betas", (value, *group["betas"][1:]))
+            else:
+                self._replace(group, lever.hyperparameter, value)
+
+    def _replace(self, group: dict[str, Any], key: str, value: Any) -> None:
+        self._replaced.append((group, key, group[key], value))
+        group[key] = value
+
+    def restore(self) -> None:
+        """Puts every scheduled value back; a value that somebody else has set in the meantime is left alone."""
+        for group, key, scheduled, effective in reversed(self._replaced):
+            if group[key] is effective:
+                group[key] = scheduled
+        self._replaced.clear()
+        for tensor, scheduled in self._overwritten:
+            tensor.copy_(scheduled)
+        self._overwritten.clear()

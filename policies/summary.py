@@ -1,0 +1,153 @@
+"""What a controller did, in words: what changed, why, and what the loss did afterwards."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+RECENT = 8  # changes that a summary lists
+
+
+@dataclass
+class Change:
+    """One decision that changed a lever; losses are natural logs of an interval's mean, NaN when unknown."""
+
+    step: int
+    moved: dict[str, tuple[float, float]]
+    why: str
+    before: float
+    after: float = math.nan
+
+    def line(self) -> str:
+        """One line for a person."""
+        levers = ", ".join(f"{name} x{old:.3g} -> x{new:.3g}" for name, (old, new) in self.moved.items())
+        change = self.after - self.before
+        told = f"; the loss then went {_percent(change)}" if math.isfinite(change) else ""
+        return f"  step {self.step}: {levers}; {self.why}{told}"
+
+
+@dataclass
+class Tally:
+    """How often the loss of the next interval was lower, after decisions of one kind."""
+
+    lower: int = 0
+    known: int = 0
+
+    def count(self, change: float) -> None:
+        """Counts one outcome; an unknown one is left out."""
+        if math.isfinite(change):
+            self.known += 1
+            self.lower += change < 0
+
+
+def _percent(log_change: float) -> str:
+    """A change of a natural logarithm in words.
+
+    >>> _percent(-0.1)
+    'down 9.5 %'
+    """
+    share = 100 * math.expm1(min(log_change, 50.0))
+    return f"{'up' if share > 0 else 'down'} {abs(share):.1f} %"
+
+
+class Journal:
+    """Counts and recent changes of one controller, in constant memory."""
+
+    def __init__(self) -> None:
+        self.decisions = self.changes = self.rollbacks = 0
+        self.guarded: dict[str, int] = {}
+        self.ranges: dict[str, list[float]] = {}
+        self.moved, self.held = Tally(), Tally()
+        self.recent: list[Change] = []
+        self._pending: tuple[bool, float, int] | None = None
+
+    def outcome(self, log_loss: float) -> tuple[int, float] | None:
+        """Settles the previous decision with the loss of the interval after it.
+
+        Args:
+            log_loss: natural log of the interval's mean loss, NaN when unknown.
+
+        Returns:
+            Step of the decision and the change of the log loss, when it changed a lever; else None.
+        """
+        if self._pending is None:
+            return None
+        (changed, before, step), self._pending = self._pending, None
+        (self.moved if changed else self.held).count(log_loss - before)
+        if not changed:
+            return None
+        if self.recent:
+            self.recent[-1].after = log_loss
+        return step, log_loss - before
+
+    def decided(
+        self, step: int, before: Mapping[str, float], after: Mapping[str, float], why: str, log_loss: float
+    ) -> None:
+        """Notes a decision and its multipliers before and after it."""
+        self.decisions += 1
+        moved = {name: (before.get(name, 1.0), new) for name, new in after.items() if new != before.get(name, 1.0)}
+        self._pending = (bool(moved), log_loss, step)
+        for name, value in after.items():
+            low, high = self.ranges.get(name, (value, value))
+            self.ranges[name] = [min(low, value), max(high, value)]
+        if moved:
+            self.changes += 1
+            self.recent = [*self.recent, Change(step, moved, why, log_loss)][-RECENT:]
+
+    def intervened(self, words: str, *, rolled_back: bool) -> None:
+        """Counts what the guard did at a decision; ``words`` may hold several reasons."""
+        self.rollbacks += rolled_back
+        for reason in filter(None, words.split("; ")):
+            self.guarded[reason] = self.guarded.get(reason, 0) + 1
+
+    def text(self, policy: str, steps: int, mode: str, now: Mapping[str, float]) -> str:
+        """The summary, several lines."""
+        verb = "changed a lever" if mode == "act" else "would have changed a lever"
+        counts = f"{self.decisions} decisions, {self.changes} of which {verb}; {self.rollbacks} rollbacks"
+        lines = [f"policy {policy}, mode {mode}: {steps} steps, {counts}"]
+        for name, (low, high) in self.ranges.items():
+            lines.append(f"  {name}: now x{now.get(name, 1.0):.3g}, between x{low:.3g} and x{high:.3g}")
+        if self.guarded:
+            lines.append("the guard stepped in:")
+            lines += [f"  {count} x {reason}" for reason, count in sorted(self.guarded.items())]
+        if self.recent:
+            lines.append(f"last {len(self.recent)} changes:" if mode == "act" else "last pieces of advice:")
+            lines += [change.line() for change in self.recent]
+        lines += self._helped(mode)
+        return "\n".join(lines)
+
+    def _helped(self, mode: str) -> list[str]:
+        told = [
+            f"in {tally.lower} of {tally.known} intervals after a decision {kind}"
+            for tally, kind in ((self.moved, "that changed a lever"), (self.held, "that held"))
+            if tally.known
+        ]
+        if not told or mode != "act":
+            return []
+        return [f"the loss fell {' and '.join(told)} (an association: it does not show what caused it)"]
+
+    def state_dict(self) -> dict[str, Any]:
+        """JSON-serialisable."""
+        return {
+            "counts": [self.decisions, self.changes, self.rollbacks],
+            "guarded": dict(self.guarded),
+            "ranges": {name: list(both) for name, both in self.ranges.items()},
+            "tallies": [asdict(self.moved), asdict(self.held)],
+            "recent": [asdict(change) for change in self.recent],
+            "pending": self._pending,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restores what ``state_dict`` gave."""
+        self.decisions, self.changes, self.rollbacks = state["counts"]
+        self.guarded = dict(state["guarded"])
+        self.ranges = {name: list(both) for name, both in state["ranges"].items()}
+        self.moved, self.held = (Tally(**tally) for tally in state["tallies"])
+        self.recent = [
+            Change(**{**one, "moved": {name: tuple(both) for name, both in one["moved"].items()}})
+            for one in state["recent"]
+        ]
+        pending = state["pending"]
+        self._pending = None if pending is None else (bool(pending[0]), float(pending[1]), int(pending[2]))

@@ -1,0 +1,133 @@
+"""The design's promise: a policy sees and does the same in a population and attached to an ordinary training loop."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tests.inner_training.problems import family, plain_module, plain_optimizer
+
+from trimtab.inner_training.guard import GuardConfig
+from trimtab.inner_training.levers import LEVERS, resolve_levers
+from trimtab.inner_training.population import Population
+from trimtab.inner_training.schedules import BaseSchedule, factor
+from trimtab.inner_training.signals import all_signals, resolve_signals
+from trimtab.inner_training.steering import Steering
+from trimtab.inner_training.task import OptimizerSettings
+from trimtab.policies.controller import attach
+from trimtab.policies.policy import Kind
+
+STEPS, INTERVAL = 50, 5
+# A live run does not know its batch size. All other signals are compared.
+SEEN = tuple(name for name in all_signals() if name != "log_batch")
+
+
+@dataclass
+class Wiggle:
+    """Moves all four levers by an amount that depends on every signal, and keeps what it saw and did."""
+
+    name: str = "wiggle"
+    signals: tuple[str, ...] = SEEN
+    levers: Mapping[str, Kind] = field(default_factory=lambda: dict.fromkeys(LEVERS, "moves"))
+    decide_every: int | None = INTERVAL
+    seen: list[np.ndarray] = field(default_factory=list)
+    done: list[np.ndarray] = field(default_factory=list)
+
+    def init(self, num_runs: int) -> dict[str, Any]:
+        return {"count": np.zeros(num_runs)}
+
+    def act(self, observations: np.ndarray, state: dict[str, Any]) -> tuple[np.ndarray, dict[str, Any]]:
+        count = state["count"]
+        phase = np.stack([np.sin(1.7 * count + lever) for lever in range(len(self.levers))], 1)
+        weights = np.cos(np.arange(len(self.signals) * len(self.levers))).reshape(len(self.signals), -1)
+        actions = np.tanh(0.7 * phase + 0.1 * observations.astype(np.float64) @ weights)
+        actions[:, 3] -= 0.7  # towards a clip that bites
+        actions[:, 0] -= 0.1
+        self.seen.append(observations.copy())
+        self.done.append(actions.copy())
+        return actions, {"count": count + 1}
+
+
+def in_population(policy: Wiggle, settings: OptimizerSettings, schedule: BaseSchedule) -> np.ndarray:
+    population = Population(family(), 1, mode="eager")
+    population.reset([0], [family().instance(3, settings, schedule=schedule)])
+    steering = Steering(resolve_levers(tuple(policy.levers)), resolve_signals(policy.signals), GuardConfig(), 1)
+    steering.reset(np.ones(1, dtype=bool), population.base)
+    state, measured, val_loss, applied = policy.init(1), None, np.full(1, np.nan), []
+    for _ in range(STEPS // INTERVAL + 1):
+        reading = population.reading(measured, val_loss)
+        health = steering.assess(reading)
+        population.snapshot(health.stable)
+        population.restore(health.rollback)
+        actions, state = policy.act(steering.observe(reading), state)
+        steering.decide(actions, policy.levers)
+        population.set_lr_multiplier(steering.lr_multiplier)
+        population.set_hyperparameters(steering.hyperparameters(population.base))
+        applied.append(np.append(steering.lr_multiplier, steering.multipliers[0, 1:]))
+        measured = population.advance(INTERVAL).to_host()
+        val_loss = population.evaluate("validation").numpy().astype(np.float64)
+    return np.array(applied)
+
+
+def in_a_plain_loop(policy: Wiggle, settings: OptimizerSettings, schedule: BaseSchedule) -> np.ndarray:
+    instance = family().instance(3, settings, schedule=schedule)
+    source = Population(family(), 1, mode="eager")
+    source.reset([0], [instance])
+    module = plain_module(instance)
+    optimizer = plain_optimizer(module, settings)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: float(factor(schedule, np.array([step]), instance.steps)[0])
+    )
+    controller = attach(optimizer, model=module, policy=policy, total_steps=instance.steps)
+    policy.seen, policy.done = policy.seen[-1:], policy.done[-1:]  # without the trial decision
+    applied = [list(controller.multipliers.values())]
+    for step in range(STEPS):
+        inputs, labels = source.batch(0, step)
+        optimizer.zero_grad()
+        loss = family().loss(module(inputs), labels).mean()
+        loss.backward()
+        optimizer.step()
+        scheduler.step()
+        last = (step + 1) % INTERVAL == 0
+        decision = controller.step(loss, validation_loss(module, instance) if last else None)
+        if last:
+            applied.append([decision.applied[name] for name in policy.levers])
+    return np.array(applied)
+
+
+def validation_loss(module: torch.nn.Module, instance: Any) -> float:
+    part = instance.split("validation")
+    inputs = family().inputs[torch.from_numpy(instance.rows[part])] * instance.input_scale
+    with torch.no_grad():
+        return float(family().loss(module(inputs), torch.from_numpy(instance.labels[part])).mean())
+
+
+SETTINGS = {
+    "sgd-momentum": OptimizerSettings(rule="sgd", lr=0.05, momentum=0.9, weight_decay=1e-3),
+    "sgd-nesterov": OptimizerSettings(rule="sgd", lr=0.05, momentum=0.9, weight_decay=1e-3, nesterov=True),
+    "adam": OptimizerSettings(rule="adam", lr=2e-3, weight_decay=1e-3),
+    "adamw": OptimizerSettings(rule="adamw", lr=2e-3, weight_decay=1e-2),
+}
+
+
+@pytest.mark.parametrize("schedule", ["constant", "cosine"])
+@pytest.mark.parametrize("name", SETTINGS)
+def test_observations_and_actions_are_those_of_the_population(name: str, schedule: str) -> None:
+    one, other = Wiggle(), Wiggle()
+    expected = in_population(one, SETTINGS[name], BaseSchedule(kind=schedule))
+    applied = in_a_plain_loop(other, SETTINGS[name], BaseSchedule(kind=schedule))
+    decisions = STEPS // INTERVAL + 1
+    assert len(one.seen) == len(other.seen) == decisions
+    difference = np.abs(np.concatenate(one.seen) - np.concatenate(other.seen))
+    worst = np.unravel_index(difference.argmax(), difference.shape)
+    assert difference.max() < 1e-4, f"{SEEN[worst[1]]} at decision {worst[0]}: {difference.max()}"
+    np.testing.assert_allclose(np.concatenate(other.done), np.concatenate(one.done), atol=1e-4)
+    np.testing.assert_allclose(applied, expected, rtol=1e-4)
+    # The comparison means something: every lever moved, and the signals are alive.
+    assert (expected.max(0) > 1.2 * expected.min(0)).all()
+    assert expected[:, 3].min() < 0.1, "the clip is below the average gradient norm for a while"
+    assert (np.concatenate(one.seen).std(0) > 0).sum() >= 30
