@@ -1,0 +1,223 @@
+"""The one loop of every environment: move levers, advance, judge, observe, reward, for N runs at once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from trimtab.envs.populations import Populations
+from trimtab.envs.rewards import TERMS, Limits, Outcome, score
+from trimtab.envs.scenario import Scenario
+from trimtab.envs.visibility import Visibility
+from trimtab.errors import MismatchError
+from trimtab.inner_training.guard import Health
+from trimtab.inner_training.levers import resolve_levers
+from trimtab.inner_training.reading import Reading
+from trimtab.inner_training.signals import SIGNALS, resolve_signals
+from trimtab.inner_training.steering import Kind, Move, Steering
+from trimtab.inner_training.stepping import Mode
+
+SPIKE = np.tanh(1.0)  # the signal ``spike`` at a z-score of 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepResult:
+    """What one decision of N runs led to.
+
+    Attributes:
+        observations: (N, S) float32, before any reset.
+        rewards: (N,) float64, 0 for a run that had ended before.
+        terminated: (N,) bool, the budget is spent or the run has diverged for good.
+        diverged: (N,) bool, the run has diverged for good.
+        rolled_back: (N,) bool, the guard restored a snapshot.
+        terms: contribution (N,) of each term; they sum to the rewards.
+        log_val_loss: (N,) natural log of the bounded validation loss now.
+        step: (N,) int64 optimizer steps done.
+        multipliers: (N, L) of each lever, after the guard.
+        reasons: (N, L) ``Reason`` codes, 0 where an action was applied as it was.
+    """
+
+    observations: np.ndarray
+    rewards: np.ndarray
+    terminated: np.ndarray
+    diverged: np.ndarray
+    rolled_back: np.ndarray
+    terms: dict[str, np.ndarray]
+    log_val_loss: np.ndarray
+    step: np.ndarray
+    multipliers: np.ndarray
+    reasons: np.ndarray
+
+
+class Episodes:
+    """N runs of a scenario, observed and steered as reinforcement learning sees them.
+
+    One decision is: the levers move, every run trains for ``scenario.interval`` steps, the guard judges, the
+    observation and the reward follow. A run ends (``terminated``) when its budget is spent or when it is lost; it
+    is stepped on with the others, without reward, until ``reset`` starts another episode in its place.
+
+    Args:
+        scenario: what to run.
+        num_envs: N, at least the number of the scenario's families, between which the runs are split by share.
+        device: a torch device.
+        mode: ``"compile"``, ``"eager"`` or ``"auto"``, see ``Population``.
+        held_out: take held-out instances, which are disjoint from the others.
+
+    Attributes:
+        action_levers: names of the levers in the order of the action.
+        populations: the runs.
+        steering: signals, guard and lever positions of all N runs.
+        observations: (N, S) float32, the newest of each run.
+        seeds: (N,) int64 seed of each run's episode.
+        returns: (N,) undiscounted return of each episode so far.
+        term_sums: contribution (N,) of each term so far.
+        decisions: (N,) int64 decisions taken in each episode.
+        log_val_loss: (N,) natural log of the bounded validation loss now.
+        ended: (N,) bool, waiting for a reset.
+    """
+
+    def __init__(
+        self, scenario: Scenario, num_envs: int, *, device: str = "cpu", mode: Mode = "auto", held_out: bool = False
+    ) -> None:
+        levers, signals = resolve_levers(scenario.levers), resolve_signals(scenario.signals)
+        self.scenario, self.num_envs, self.held_out = scenario, num_envs, held_out
+        self.action_levers = scenario.levers
+        clip = any(lever.hyperparameter == "grad_clip" for lever in levers)
+        self.populations = Populations(scenario.families, num_envs, clip=clip, device=device, mode=mode)
+        self.steering = Steering(levers, signals, scenario.guard.config(), num_envs)
+        self._kinds: dict[str, Kind] = dict.fromkeys(scenario.levers, "moves")
+        self._weights = {name: scenario.reward[name] for name in TERMS if name in scenario.reward}
+        self._visibility = Visibility(scenario.missing, num_envs)
+        self._base: Mapping[str, np.ndarray] = self.populations.base
+        floor, cap = np.log(self.populations.floor), np.log(self.populations.cap)
+        self._limits = Limits(first=cap.copy(), floor=floor, cap=cap, decisions=np.ones(num_envs))
+        self._last_move = np.zeros(num_envs)
+        self.observations = np.zeros((num_envs, len(signals)), dtype=np.float32)
+        self.seeds, self.decisions = np.zeros(num_envs, dtype=np.int64), np.zeros(num_envs, dtype=np.int64)
+        self.returns, self.log_val_loss = np.zeros(num_envs), cap.copy()
+        self.term_sums = {name: np.zeros(num_envs) for name in (*self._weights, "divergence")}
+        self.term_sums = {name: held for name, held in self.term_sums.items() if self._weights.get(name, 1) > 0}
+        self.ended = np.ones(num_envs, dtype=bool)
+
+    def reset(self, mask: np.ndarray, seeds: np.ndarray) -> np.ndarray:
+        """Starts a new episode in the runs of ``mask``; the others are untouched, bit for bit.
+
+        Args:
+            mask: (N,) bool.
+            seeds: (N,) whole numbers in [0, 2**31); those outside ``mask`` are not read.
+
+        Returns:
+            ``observations`` (N, S); the first of an episode is made before its first step.
+        """
+        self.populations.reset(mask, seeds, held_out=self.held_out)
+        self._visibility.reset(mask, seeds)
+        self.seeds = np.where(mask, seeds, self.seeds)
+        for held in (self.returns, self._last_move, self.decisions, *self.term_sums.values()):
+            held[mask] = 0
+        self.ended = self.ended & ~mask
+        blank = self.populations.reading(None, np.full(self.num_envs, np.nan))
+        self._base = blank.base
+        self.steering.reset(mask, blank.base)
+        decisions = np.ceil(blank.total_steps / self.scenario.interval)
+        blank.total_steps = self._visibility.total_steps(blank.total_steps)
+        self.steering.assess(blank, active=mask)
+        self.observations = np.where(mask[:, None], self.steering.observe(blank), self.observations)
+        loss = self.populations.validation_loss(self.scenario.val_examples, mask)
+        self.log_val_loss = np.where(mask, np.log(self.populations.bounded(loss)), self.log_val_loss)
+        self._limits.first[mask], self._limits.decisions[mask] = self.log_val_loss[mask], decisions[mask]
+        return self.observations
+
+    def step(self, actions: np.ndarray, kinds: Mapping[str, Kind] | None = None) -> StepResult:
+        """Takes one decision for every run and trains for one interval.
+
+        Args:
+            actions: (N, L) in the order of ``action_levers``: moves in [-1, 1], or {0, 1, 2} for a scenario of
+                ``multi-discrete`` actions; with ``kinds``, (N, len(kinds)) moves or targets in its order.
+            kinds: lever name to ``"moves"`` or ``"targets"``, for a policy that governs some levers only or sets
+                targets; the other levers stay where they are.
+
+        Raises:
+            MismatchError: when the shape of ``actions`` is another.
+        """
+        move = self.steering.decide(self._moves(actions, kinds), self._kinds if kinds is None else kinds)
+        self.populations.set_lr_multiplier(self.steering.lr_multiplier)
+        self.populations.set_hyperparameters(self.steering.hyperparameters(self._base))
+        measured, loss = self.populations.advance(self.scenario.interval, self.scenario.val_examples)
+        self.decisions += ~self.ended
+        reading = self.populations.reading(measured, self._visibility.val_loss(loss, self.decisions))
+        finished = reading.step >= reading.total_steps
+        reading.total_steps = self._visibility.total_steps(reading.total_steps)
+        self._base = reading.base
+        health = self.steering.assess(reading)
+        self.populations.snapshot(health.stable)
+        if health.rollback.any():
+            self.populations.restore(health.rollback)
+            restored = self.populations.validation_loss(self.scenario.val_examples, health.rollback)
+            loss = np.where(health.rollback, restored, loss)
+        self.observations = self.steering.observe(reading)
+        before, self.log_val_loss = self.log_val_loss, np.log(self.populations.bounded(loss))
+        rewards, terms = self._reward(self._outcome(reading, health, move, before, finished))
+        self.ended = self.ended | finished | health.lost
+        return StepResult(
+            observations=self.observations,
+            rewards=rewards,
+            terminated=self.ended,
+            diverged=health.lost,
+            rolled_back=health.rollback,
+            terms=terms,
+            log_val_loss=self.log_val_loss,
+            step=reading.step.astype(np.int64),
+            multipliers=move.after,
+            reasons=move.reasons,
+        )
+
+    def _moves(self, actions: np.ndarray, kinds: Mapping[str, Kind] | None) -> np.ndarray:
+        wanted = (self.num_envs, len(self._kinds if kinds is None else kinds))
+        actions = np.asarray(actions, dtype=np.float64)
+        if actions.shape != wanted:
+            raise MismatchError(f"actions have the shape {actions.shape}; it must be {wanted}, (runs, levers)")
+        return actions - 1 if kinds is None and self.scenario.action == "multi-discrete" else actions
+
+    def _outcome(
+        self, reading: Reading, health: Health, move: Move, before: np.ndarray, finished: np.ndarray
+    ) -> Outcome:
+        assert reading.measured is not None
+        with np.errstate(invalid="ignore", over="ignore"):
+            spike = SIGNALS["spike"].compute(reading, self.steering.memory) > SPIKE
+        spike |= health.rollback | ~np.isfinite(reading.measured.losses).all(0)
+        return Outcome(
+            limits=self._limits,
+            before=before,
+            after=self.log_val_loss,
+            spike=spike.astype(np.float64),
+            oscillation=self._reversed(move),
+            rollback=health.rollback / max(self.scenario.guard.rollback_budget, 1),
+            active=np.ones(self.num_envs),
+            finished=finished,
+            lost=health.lost,
+        )
+
+    def _reversed(self, move: Move) -> np.ndarray:
+        """(N,) in [0, 1]: the smaller of two successive opposite moves of the learning rate, in units of its rate."""
+        for column, lever in enumerate(self.steering.levers):
+            if lever.hyperparameter == "lr":
+                change = np.log(np.maximum(move.after[:, column], 1e-30) / np.maximum(move.before[:, column], 1e-30))
+                now = np.clip(change / (lever.rate * self.scenario.guard.rate_scale), -1, 1)
+                last, self._last_move = self._last_move, now
+                return np.where(now * last < 0, np.minimum(np.abs(now), np.abs(last)), 0.0)
+        return np.zeros(self.num_envs)
+
+    def _reward(self, outcome: Outcome) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        rewards, terms = score(self._weights, outcome, self.returns)
+        rewards = np.where(self.ended, 0.0, rewards)
+        terms = {name: np.where(self.ended, 0.0, value) for name, value in terms.items()}
+        self.returns += rewards
+        for name, value in terms.items():
+            self.term_sums[name] += value
+        return rewards, terms
+
+    def test_loss(self) -> np.ndarray:
+        """Mean test loss (N,) of each run now; not finite for a diverged one (see ``Populations.bounded``)."""
+        return self.populations.test_loss()

@@ -1,0 +1,180 @@
+"""Several populations, one for each task family, that advance as one row of N runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from trimtab.envs.scenario import FamilyShare
+from trimtab.errors import out_of_range
+from trimtab.inner_training.population import Population
+from trimtab.inner_training.reading import Reading
+from trimtab.inner_training.stepping import Mode, choose_mode
+from trimtab.inner_training.task import Instance
+from trimtab.inner_training.tasks import resolve_family
+from trimtab.inner_training.telemetry import Measured
+
+_JOINED = ("fresh", "step", "total_steps", "val_loss", "parameters", "batch_size", "depth", "adaptive", "initial_lr")
+
+
+def split_runs(num_runs: int, shares: Sequence[float]) -> list[int]:
+    """Splits runs by shares (largest remainders), at least one each.
+
+    Raises:
+        RangeError: when there are fewer runs than shares.
+
+    >>> split_runs(8, [1, 1, 1])
+    [3, 3, 2]
+    >>> split_runs(4, [100, 1, 1])
+    [2, 1, 1]
+    """
+    if num_runs < len(shares):
+        remedy = "each task family of the scenario takes at least one run"
+        raise out_of_range("num_envs", num_runs, low=len(shares), remedy=remedy)
+    wanted = (num_runs - len(shares)) * np.asarray(shares, dtype=np.float64) / sum(shares)
+    sizes = 1 + np.floor(wanted).astype(int)
+    first = np.argsort(np.floor(wanted) - wanted, kind="stable")
+    sizes[first[: num_runs - sizes.sum()]] += 1
+    return [int(size) for size in sizes]
+
+
+class Populations:
+    """N runs in contiguous blocks, one block for each family, with the face of one population.
+
+    Args:
+        families: names and shares.
+        num_runs: N, at least the number of families.
+        clip: whether gradients may be clipped (costs a norm at every step).
+        device: a torch device.
+        mode: as for ``Population``; ``"auto"`` is decided on all runs together.
+
+    Attributes:
+        members: the populations.
+        blocks: the runs of each, as slices of ``range(N)``.
+        family_names: (N,) name of each run's family.
+        floor, cap: (N,) range of the bounded loss.
+    """
+
+    def __init__(
+        self, families: Sequence[FamilyShare], num_runs: int, *, clip: bool, device: str = "cpu", mode: Mode = "auto"
+    ) -> None:
+        sizes = split_runs(num_runs, [family.share for family in families])
+        chosen = choose_mode(mode, num_runs)
+        self.num_runs = num_runs
+        self.members = tuple(
+            Population(resolve_family(family.name), size, device=device, mode=chosen, clip=clip)
+            for family, size in zip(families, sizes, strict=True)
+        )
+        ends = np.cumsum(sizes).tolist()
+        self.blocks = tuple(slice(end - size, end) for size, end in zip(sizes, ends, strict=True))
+        self.family_names = tuple(name.name for name, size in zip(families, sizes, strict=True) for _ in range(size))
+        self.floor = np.repeat([member.family.loss_floor for member in self.members], sizes)
+        self.cap = np.repeat([member.family.loss_cap for member in self.members], sizes)
+
+    def _pairs(self) -> Iterator[tuple[Population, slice]]:
+        return zip(self.members, self.blocks, strict=True)
+
+    def _gather(self, take: Callable[[Population], np.ndarray]) -> np.ndarray:
+        return np.concatenate([take(member) for member in self.members])
+
+    @property
+    def instances(self) -> list[Instance | None]:
+        """The instance of each run, None before its first reset."""
+        return [instance for member in self.members for instance in member.instances]
+
+    @property
+    def steps_done(self) -> np.ndarray:
+        """(N,) int64 optimizer steps done."""
+        return self._gather(lambda member: member.steps_done)
+
+    @property
+    def total_steps(self) -> np.ndarray:
+        """(N,) int64 budgets in optimizer steps."""
+        return self._gather(lambda member: member.total_steps)
+
+    @property
+    def base(self) -> dict[str, np.ndarray]:
+        """Base value (N,) of each hyperparameter now."""
+        return _joined_base([member.base for member in self.members])
+
+    def reset(self, mask: np.ndarray, seeds: np.ndarray, *, held_out: bool) -> None:
+        """Starts the instances of ``seeds`` (N,) in the runs of ``mask`` (bool, (N,)); the others are untouched."""
+        for member, block in self._pairs():
+            runs = np.flatnonzero(mask[block])
+            drawn = [member.family.draw(int(seed), held_out=held_out) for seed in seeds[block][runs]]
+            member.reset(runs.tolist(), drawn)
+
+    def set_lr_multiplier(self, values: np.ndarray) -> None:
+        """Sets the factor (N,) on the scheduled learning rate."""
+        for member, block in self._pairs():
+            member.set_lr_multiplier(values[block])
+
+    def set_hyperparameters(self, values: Mapping[str, np.ndarray]) -> None:
+        """Sets effective values (N,) of the other hyperparameters."""
+        for member, block in self._pairs():
+            member.set_hyperparameters({name: value[block] for name, value in values.items()})
+
+    def advance(self, steps: int, val_examples: int) -> tuple[Measured, np.ndarray]:
+        """Trains every run and evaluates it, with one synchronisation for each population at the very end.
+
+        Returns:
+            Telemetry of the interval, and the mean validation loss (N,) after it.
+        """
+        pending = []
+        for member in self.members:
+            telemetry = member.advance(steps)
+            validation = member.evaluate("validation", val_examples)
+            # The validation loss rides along as one more row of losses, so that it costs no transfer of its own.
+            pending.append(replace(telemetry, losses=torch.cat([telemetry.losses, validation[None]])))
+        hosts = [telemetry.to_host() for telemetry in pending]
+        names = ("losses", "grad_norm", "grad_dot", "update_norm", "weight_norm")
+        joined = {name: np.concatenate([getattr(host, name) for host in hosts], axis=-1) for name in names}
+        validation_loss = joined["losses"][-1]
+        joined["losses"] = joined["losses"][:-1]
+        return Measured(**joined), validation_loss
+
+    def validation_loss(self, val_examples: int, mask: np.ndarray) -> np.ndarray:
+        """Mean validation loss (N,) now; populations without a run in ``mask`` are spared and give NaN."""
+        loss = np.full(self.num_runs, np.nan)
+        for member, block in self._pairs():
+            if mask[block].any():
+                loss[block] = _host(member.evaluate("validation", val_examples))
+        return loss
+
+    def test_loss(self) -> np.ndarray:
+        """Mean test loss (N,) now; not finite for a diverged run."""
+        return self._gather(lambda member: _host(member.evaluate("test")))
+
+    def bounded(self, loss: np.ndarray) -> np.ndarray:
+        """Mean losses (N,) inside each family's ``[loss_floor, loss_cap]``."""
+        return np.concatenate([member.family.bounded(loss[block]) for member, block in self._pairs()])
+
+    def snapshot(self, mask: np.ndarray) -> None:
+        """Notes the present of the runs in ``mask`` as stable."""
+        for member, block in self._pairs():
+            member.snapshot(mask[block])
+
+    def restore(self, mask: np.ndarray) -> None:
+        """Puts the runs in ``mask`` back to their last confirmed moment."""
+        for member, block in self._pairs():
+            member.restore(mask[block])
+
+    def reading(self, measured: Measured | None, val_loss: np.ndarray) -> Reading:
+        """A reading of all runs; levers and guard are filled in by ``Steering.assess``."""
+        parts = [member.reading(None, val_loss[block]) for member, block in self._pairs()]
+        joined: dict[str, Any] = {name: np.concatenate([getattr(part, name) for part in parts]) for name in _JOINED}
+        return Reading(measured=measured, base=_joined_base([part.base for part in parts]), **joined)
+
+
+def _host(loss: Tensor) -> np.ndarray:
+    values: np.ndarray = loss.double().cpu().numpy()
+    return values
+
+
+def _joined_base(parts: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}

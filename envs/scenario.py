@@ -1,0 +1,257 @@
+"""Scenarios: task families, levers, signals, guard and reward; everything that defines an environment, as one value."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, ValidationError, field_validator, model_validator
+
+from trimtab.envs.config import explain, read_yaml
+from trimtab.envs.rewards import default_weights
+from trimtab.errors import ConfigError, UserError, unknown
+from trimtab.inner_training.guard import GuardConfig
+from trimtab.inner_training.levers import LEVERS
+from trimtab.inner_training.signals import SIGNALS, all_signals, lever_signals
+from trimtab.inner_training.tasks import FAMILIES
+
+DEFAULT_LEVERS = ("lr", "momentum", "weight_decay", "grad_clip")
+
+Whole = Annotated[int, Field(strict=True)]
+Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
+Name = Annotated[str, Field(min_length=1, max_length=200)]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class FamilyShare(_Part):
+    """A task family and its share of the runs.
+
+    Attributes:
+        name: a name of ``FAMILIES``, or ``module:function`` for a family of the user's own.
+        share: relative to the shares of the other families, > 0.
+    """
+
+    name: Name
+    share: Number = Field(default=1.0, gt=0, le=1e6)
+
+    @field_validator("name")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        if not re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", name) and name not in FAMILIES:
+            raise unknown("task family", name, [*FAMILIES, "module:function"])
+        return name
+
+
+class Missing(_Part):
+    """What a policy does without in some episodes, because users do.
+
+    Attributes:
+        progress: chance that an episode's budget is unknown, in [0, 1].
+        validation: chance that an episode has no validation set, in [0, 1].
+        validation_every_max: a validation loss arrives every 1 to this many decisions, drawn for each episode.
+    """
+
+    progress: Number = Field(default=0.2, ge=0, le=1)
+    validation: Number = Field(default=0.25, ge=0, le=1)
+    validation_every_max: Whole = Field(default=4, ge=1, le=1000)
+
+
+class GuardSettings(_Part):
+    """The fields of ``GuardConfig``, validated."""
+
+    rate_scale: Number = Field(default=1.0, gt=0, le=10)
+    rollback: StrictBool = True
+    rollback_budget: Whole = Field(default=4, ge=0, le=1000)
+    backoff: Number = Field(default=0.3, gt=0, le=1)
+    explosion: Number = Field(default=10.0, gt=1, le=1e6)
+
+    def config(self) -> GuardConfig:
+        """The same settings as the guard takes them."""
+        return GuardConfig(**self.model_dump())
+
+
+def default_signals(levers: Iterable[str]) -> tuple[str, ...]:
+    """Names of every signal that concerns a run with these levers.
+
+    >>> default_signals(["lr"])[-3:]
+    ('lr_position', 'lr_moved', 'lr_available')
+    """
+    return (*SIGNALS, *(signal.name for name in levers for signal in lever_signals(LEVERS[name])))
+
+
+class Scenario(_Part):
+    """Everything that defines an environment.
+
+    Attributes:
+        id: lower-case words joined by hyphens.
+        doc: one line for tables.
+        families: task families with their shares of the runs; a plain name has share 1.
+        levers: names of the levers that a policy may move, in the order of the action.
+        signals: names of the signals, in the order of the observation; by default every signal there is, of the
+            chosen levers.
+        interval: optimizer steps per decision.
+        val_examples: validation examples evaluated at each decision, at most.
+        missing: what a policy does without in some episodes.
+        guard: settings of the guard.
+        reward: weight of each term, >= 0; terms that are not named keep their default weight.
+        action: ``"box"``, moves in [-1, 1], or ``"multi-discrete"``, {down, hold, up} as {0, 1, 2}.
+
+    Raises:
+        pydantic.ValidationError: when a value is out of its bounds; ``Scenario.of`` and ``load_scenario`` raise
+            ``ConfigError`` instead.
+    """
+
+    id: str = Field(pattern=r"^[a-z][a-z0-9]*(-[a-z0-9]+)*$", max_length=64)
+    doc: str = Field(default="", max_length=500)
+    families: tuple[FamilyShare, ...] = Field(min_length=1, max_length=32)
+    levers: tuple[Name, ...] = Field(default=DEFAULT_LEVERS, min_length=1, max_length=64)
+    signals: tuple[Name, ...] = Field(default=(), min_length=1, max_length=1000)
+    interval: Whole = Field(default=10, ge=1, le=1000)
+    val_examples: Whole = Field(default=128, ge=64, le=100_000)
+    missing: Missing = Missing()
+    guard: GuardSettings = GuardSettings()
+    reward: dict[str, Annotated[Number, Field(ge=0, le=1000)]] = Field(default_factory=default_weights)
+    action: Literal["box", "multi-discrete"] = "box"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill(cls, data: Any) -> Any:
+        if not isinstance(data, Mapping):
+            return data
+        data = dict(data)
+        if isinstance(data.get("families"), list | tuple):
+            data["families"] = [{"name": one} if isinstance(one, str) else one for one in data["families"]]
+        if "signals" not in data:
+            levers = data.get("levers", DEFAULT_LEVERS)
+            known = [one for one in levers if one in LEVERS] if isinstance(levers, list | tuple) else []
+            data["signals"] = default_signals(known)
+        if isinstance(data.get("reward"), Mapping):
+            data["reward"] = {**default_weights(), **data["reward"]}
+        return data
+
+    @field_validator("levers")
+    @classmethod
+    def _known_levers(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        return _names("lever", names, LEVERS)
+
+    @field_validator("signals")
+    @classmethod
+    def _known_signals(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        return _names("signal", names, all_signals())
+
+    @field_validator("families")
+    @classmethod
+    def _distinct_families(cls, families: tuple[FamilyShare, ...]) -> tuple[FamilyShare, ...]:
+        _names("task family", [one.name for one in families], [one.name for one in families])
+        return families
+
+    @field_validator("reward")
+    @classmethod
+    def _known_terms(cls, weights: dict[str, float]) -> dict[str, float]:
+        _names("reward term", list(weights), default_weights())
+        if not any(weights.values()):
+            raise ConfigError(f"every weight is 0; give a positive weight to one of: {', '.join(weights)}")
+        return weights
+
+    @model_validator(mode="after")
+    def _fitting(self) -> Self:
+        concerning = default_signals(self.levers)
+        for name in self.signals:
+            if name not in concerning:
+                raise ConfigError(
+                    f"signals: {name!r} tells about a lever that is not among levers; "
+                    f"add its lever, or leave the signal out; allowed: {', '.join(concerning)}"
+                )
+        return self
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any], source: str = "scenario") -> Scenario:
+        """Validates values, with errors of one sentence.
+
+        Args:
+            values: keys and values as in a YAML file; ``extends`` names a scenario of the catalogue to start from.
+            source: where the values came from, for the message.
+
+        Raises:
+            ConfigError: when they do not validate; the message names key, value and what is allowed.
+        """
+        try:
+            return cls.model_validate(_extended(values))
+        except ValidationError as error:
+            raise explain(error, cls, source) from error
+        except UserError as error:
+            raise ConfigError(f"{source}: {error}") from error
+
+    def replace(self, **changes: Any) -> Scenario:
+        """The same scenario with some fields changed, validated again.
+
+        >>> from trimtab.envs.catalogue import SCENARIOS
+        >>> SCENARIOS["digits-mlp"].replace(interval=20).interval
+        20
+        """
+        return Scenario.of({**self.model_dump(), **changes}, f"scenario {self.id!r}")
+
+    def to_yaml(self) -> str:
+        """YAML text that ``load_scenario`` reads back as an equal scenario."""
+        text: str = yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=110)
+        return text
+
+
+def _names(kind: str, names: Iterable[str], allowed: Iterable[str]) -> tuple[str, ...]:
+    """The names as they are; an unknown or a repeated one is refused."""
+    names, allowed = tuple(names), tuple(allowed)
+    for place, name in enumerate(names):
+        if name not in allowed:
+            raise unknown(kind, name, allowed)
+        if name in names[:place]:
+            raise ConfigError(f"{kind} {name!r} is given twice; name each one once")
+    return names
+
+
+def _extended(values: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Puts values on top of those of the scenario that ``extends`` names; only id and doc are not inherited."""
+    if "extends" not in values:
+        return values
+    from trimtab.envs.catalogue import SCENARIOS
+
+    if not isinstance(values["extends"], str) or values["extends"] not in SCENARIOS:
+        raise unknown("scenario to extend", values["extends"], SCENARIOS)
+    inherited = SCENARIOS[values["extends"]].model_dump(mode="json", exclude={"id", "doc"})
+    if "levers" in values:
+        del inherited["signals"]  # they follow the levers, unless they are given too
+    merged = dict(inherited)
+    for key, value in values.items():
+        nested = isinstance(value, Mapping) and isinstance(inherited.get(key), Mapping)
+        merged[key] = {**inherited[key], **value} if nested else value
+    del merged["extends"]
+    return merged
+
+
+def load_scenario(source: str | Path | Scenario) -> Scenario:
+    """Finds a scenario.
+
+    Args:
+        source: an id of the catalogue, the path of a ``.yaml`` or ``.yml`` file, or a scenario, which is returned.
+
+    Raises:
+        UserError: when the id is unknown, or the file is missing or does not validate.
+
+    >>> load_scenario("digits-mlp").interval
+    10
+    """
+    if isinstance(source, Scenario):
+        return source
+    if isinstance(source, Path) or source.endswith((".yaml", ".yml")):
+        path = Path(source)
+        return Scenario.of(read_yaml(path), str(path))
+    from trimtab.envs.catalogue import SCENARIOS
+
+    if source not in SCENARIOS:
+        raise unknown("scenario", source, [*SCENARIOS, "FILE.yaml"])
+    return SCENARIOS[source]
