@@ -1,0 +1,183 @@
+"""`trimtab bench`: every policy on the same instances, as a table, files and a page."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Self
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+from trimtab.agents.contestants import Competition, count_evaluations, make_contestants
+from trimtab.agents.evaluate import Evaluator
+from trimtab.agents.report_page import COLUMNS, caption, cells, draw_figure, to_html
+from trimtab.agents.results import ScenarioResult, summarise, to_csv, to_json, write_atomic
+from trimtab.envs.scenario import Scenario, load_scenario
+from trimtab.errors import ConfigError, OutputExistsError, UserError
+from trimtab.inner_training.stepping import Mode
+from trimtab.policies.names import rules
+from trimtab.policies.network import LearnedPolicy
+from trimtab.policies.registry import DEFAULT, DEFAULT_BUNDLE
+
+
+def run_bench(
+    policies: Sequence[str],
+    scenarios: Sequence[str | Path],
+    *,
+    runs: int = 64,
+    seed: int = 0,
+    out: str | Path,
+    tuned: bool = False,
+    device: str = "cpu",
+    mode: Mode = "auto",
+) -> tuple[ScenarioResult, ...]:
+    """Compares policies on held-out instances; everything is checked before anything is computed.
+
+    Writes ``results.json``, ``results.csv``, ``report.html`` and, where matplotlib is installed, ``figure.png``.
+
+    Args:
+        policies: what ``load_policy`` takes, each optionally with ``@tuned`` or ``@oracle`` behind it; empty is every
+            rule and the policy that comes with trimtab.
+        scenarios: ids or paths of YAML files.
+        runs: instances of each scenario, >= 1.
+        seed: of the instances and of the resampling, >= 0.
+        out: folder for the results; it must not exist or be empty.
+        tuned: add constant and cosine with a tuned learning rate, and the oracle of each.
+        device, mode: as for ``Population``.
+
+    Returns:
+        One result for each scenario, as written.
+
+    Raises:
+        UserError: an unknown name, a number out of range, a policy that does not fit, or a folder that is not empty.
+    """
+    names = tuple(policies) or _default_policies()
+    places = [load_scenario(scenario) for scenario in scenarios]
+    _check_scenarios(places)
+    fields = [make_contestants(names, place, tuned=tuned) for place in places]
+    evaluators = [Evaluator(place, runs=runs, seed=seed, device=device, mode=mode) for place in places]
+    folder = _empty_folder(Path(out))
+    results = []
+    with Watch(sum(count_evaluations(field) for field in fields)) as watch:
+        for place, contestants, evaluator in zip(places, fields, evaluators, strict=True):
+            competition, entries = Competition(evaluator, watch.tick), []
+            for contestant in contestants:
+                watch.say(f"{place.id}: {contestant.label}")
+                entries.append(competition.play(contestant))
+            results.append(summarise(entries, place.id, place.model_dump(mode="json"), seed))
+    about = {
+        "command": _command(names, scenarios, runs=runs, seed=seed, tuned=tuned, device=device, mode=mode, out=out),
+        "seed": seed,
+        "runs": runs,
+        "device": device,
+        "sources": {one.label: one.source for one in fields[0]},
+        "provenance": {
+            one.label: dict(one.policy.provenance) for one in fields[0] if isinstance(one.policy, LearnedPolicy)
+        },
+    }
+    _write(folder, results, about)
+    for result in results:
+        print_table(result, Console())
+    Console().print(Text(f"written to {folder}"))
+    return tuple(results)
+
+
+def _default_policies() -> tuple[str, ...]:
+    return (*([DEFAULT] if DEFAULT_BUNDLE.exists() else []), *rules())
+
+
+def _check_scenarios(scenarios: Sequence[Scenario]) -> None:
+    if not scenarios:
+        raise UserError("no scenario is given; see: trimtab list scenarios")
+    ids = [scenario.id for scenario in scenarios]
+    for one in ids:
+        if ids.count(one) > 1:
+            raise ConfigError(f"scenario {one!r} is given twice; name each one once")
+
+
+def _empty_folder(out: Path) -> Path:
+    """Makes the folder now, so that a run that could not be written is not computed first."""
+    if out.is_file():
+        raise OutputExistsError(f"--out {str(out)!r} is a file; give a new folder")
+    if out.is_dir() and any(out.iterdir()):
+        held = "another run's results" if (out / "results.json").exists() else "files"
+        raise OutputExistsError(f"folder {str(out)!r} already holds {held}; give --out a new folder, or empty this one")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"cannot make folder {str(out)!r}: {error.strerror}; give --out another place") from error
+    return out
+
+
+def _command(names: Sequence[str], scenarios: Sequence[str | Path], *, tuned: bool, **options: Any) -> str:
+    """The command line that repeats the run."""
+    words = ["trimtab", "bench", "--policies", *names, "--scenarios", *map(str, scenarios)]
+    for name, value in options.items():
+        words += [f"--{name}", str(value)]
+    return shlex.join([*words, *(["--tuned"] if tuned else [])])
+
+
+class Watch:
+    """How far a benchmark is: a live bar on a terminal, one line for each contestant elsewhere.
+
+    Args:
+        total: evaluations to come.
+    """
+
+    def __init__(self, total: int) -> None:
+        self._console = Console(stderr=True)
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        self._bar = Progress(*columns, TimeRemainingColumn(), console=self._console)
+        self._task = self._bar.add_task("bench", total=total)
+
+    def __enter__(self) -> Self:
+        if self._console.is_terminal:
+            self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+    def tick(self) -> None:
+        """One evaluation is done."""
+        self._bar.advance(self._task)
+
+    def say(self, what: str) -> None:
+        """Says what comes next."""
+        self._bar.update(self._task, description=what)
+        if not self._console.is_terminal:
+            self._console.print(what, markup=False, highlight=False, soft_wrap=True)
+
+
+def _write(folder: Path, results: Sequence[ScenarioResult], about: dict[str, Any]) -> None:
+    figure = draw_figure(results)
+    if figure is not None:
+        write_atomic(folder / "figure.png", figure)
+    write_atomic(folder / "report.html", to_html(results, about["command"], figure))
+    write_atomic(folder / "results.csv", to_csv(results))
+    write_atomic(folder / "results.json", to_json(results, about))
+
+
+def print_table(result: ScenarioResult, console: Console) -> None:
+    """Prints one scenario's table, best first.
+
+    Args:
+        result: what to print.
+        console: where to; narrow ones get the columns that matter most.
+    """
+    wanted = list(COLUMNS)
+    if console.width < 150:
+        wanted = ["policy", "final loss", "minus reference", "better", "diverged", "steps to target"]
+    table = Table(title=result.scenario, title_justify="left", box=None, pad_edge=False, header_style="bold")
+    for name in wanted:
+        table.add_column(name, justify="left" if name == "policy" else "right", no_wrap=True)
+    for row in result.summaries:
+        text = dict(zip(COLUMNS, cells(row, result.reference), strict=True))
+        table.add_row(*(Text(text[name]) for name in wanted), style="bold yellow" if row.learned else "")
+    console.print(table)
+    console.print(Text(caption(result), style="dim"))
+    console.print()

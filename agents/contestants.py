@@ -1,0 +1,175 @@
+"""Who competes: policies as they are, rules with a tuned learning rate, and the oracle that tunes on each task."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+
+from trimtab.agents.evaluate import Conditions, Evaluation, Evaluator, check_fits, fitting_policy
+from trimtab.agents.results import Entry
+from trimtab.envs.scenario import Scenario
+from trimtab.errors import UserError
+from trimtab.policies.network import LearnedPolicy
+from trimtab.policies.policy import Policy
+
+Setting = Literal["untuned", "tuned", "oracle"]
+
+# The grids cover the range that initial learning rates are drawn from, half a decade apart.
+GRID: Mapping[str, np.ndarray] = {"sgd": np.geomspace(1e-4, 1.0, 9), "adaptive": np.geomspace(1e-5, 1e-1, 9)}
+POINTS = len(GRID["sgd"])
+TUNED_RULES = ("constant", "cosine")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contestant:
+    """One row of the table.
+
+    Attributes:
+        label: ``NAME``, ``NAME@tuned`` or ``NAME@oracle``.
+        source: what ``load_policy`` takes.
+        policy: the policy itself.
+        setting: where its initial learning rates come from. ``"untuned"``: the instance's own random one;
+            ``"tuned"``: one for the SGD kinds and one for the Adam kinds, chosen on training instances;
+            ``"oracle"``: the best of the grid for each instance by its final validation loss.
+    """
+
+    label: str
+    source: str
+    policy: Policy
+    setting: Setting
+
+    @property
+    def learned(self) -> bool:
+        """Whether the policy is an exported network."""
+        return isinstance(self.policy, LearnedPolicy)
+
+
+def make_contestants(names: Sequence[str], scenario: Scenario, *, tuned: bool = False) -> tuple[Contestant, ...]:
+    """Loads what competes on a scenario.
+
+    Args:
+        names: what ``load_policy`` takes, each optionally followed by ``@tuned`` or ``@oracle``.
+        scenario: all must fit it.
+        tuned: add constant and cosine, tuned and by the oracle.
+
+    Returns:
+        Contestants in order, without repetitions. Policies that share a name are labelled by what was given instead.
+
+    Raises:
+        UserError: an unknown name, a damaged bundle, a policy that does not fit, or nothing to compare.
+    """
+    wanted = [*names, *(f"{rule}@{setting}" for rule in TUNED_RULES for setting in ("tuned", "oracle") if tuned)]
+    if not wanted:
+        raise UserError("no policy is given; name a rule, a bundle's folder, or module:object")
+    given = [_split(name) for name in dict.fromkeys(wanted)]
+    policies = {source: fitting_policy(source, scenario) for source, _ in given}
+    names_of = [policy.name for policy in policies.values()]
+    found = []
+    for source, setting in given:
+        policy = policies[source]
+        check_fits(policy, scenario)
+        called = policy.name if names_of.count(policy.name) == 1 else source
+        label = called if setting == "untuned" else f"{called}@{setting}"
+        found.append(Contestant(label=label, source=source, policy=policy, setting=setting))
+    return tuple(found)
+
+
+def _split(name: str) -> tuple[str, Setting]:
+    """``NAME@tuned`` as a name and a setting; an ``@`` that is followed by anything else belongs to the name."""
+    source, _, setting = name.rpartition("@")
+    if source and setting == "tuned":
+        return source, "tuned"
+    if source and setting == "oracle":
+        return source, "oracle"
+    return name, "untuned"
+
+
+def count_evaluations(contestants: Sequence[Contestant]) -> int:
+    """How many evaluations a ``Competition`` of these takes; tuned and oracle share the grid on held-out instances."""
+    untuned = sum(one.setting == "untuned" for one in contestants)
+    on_grid = {one.source for one in contestants if one.setting != "untuned"}
+    chosen = {one.source for one in contestants if one.setting == "tuned"}
+    return untuned + POINTS * (len(on_grid) + len(chosen))
+
+
+class Competition:
+    """Plays contestants on the same instances of one scenario; grids that two of them need are played once.
+
+    Args:
+        evaluator: the instances.
+        tick: called after each evaluation.
+    """
+
+    def __init__(self, evaluator: Evaluator, tick: Callable[[], object] = lambda: None) -> None:
+        self.evaluator, self._tick = evaluator, tick
+        self._grids: dict[tuple[str, bool], tuple[Evaluation, ...]] = {}
+
+    def play(self, contestant: Contestant) -> Entry:
+        """Evaluates one contestant on the held-out instances, tuning it first where it is to be tuned."""
+        if contestant.setting == "untuned":
+            return _entry(contestant, self._evaluate(contestant.policy, Conditions()), {})
+        grid = self._grid(contestant, held_out=True)
+        if contestant.setting == "oracle":
+            # The run of the grid that ends best on its own validation set; all nine are paid for.
+            choice = np.stack([one.final_validation_loss for one in grid]).argmin(0)
+            seconds = sum(one.wall_seconds for one in grid)
+            return _entry(contestant, _picked(grid, choice, seconds), _tuning(len(choice) * POINTS))
+        best, means = self._tune(contestant)
+        choice = np.where(self.evaluator.adaptive(held_out=True), best["adaptive"], best["sgd"])
+        seconds = float(np.mean([one.wall_seconds for one in grid]))
+        tuning = _tuning(len(choice) * POINTS) | {
+            "chosen": {kind: float(GRID[kind][point]) for kind, point in best.items()},
+            "mean_validation_loss": means,
+        }
+        return _entry(contestant, _picked(grid, choice, seconds), tuning)
+
+    def _evaluate(self, policy: Policy, conditions: Conditions) -> Evaluation:
+        evaluation = self.evaluator.play(policy, conditions)
+        self._tick()
+        return evaluation
+
+    def _grid(self, contestant: Contestant, *, held_out: bool) -> tuple[Evaluation, ...]:
+        key = (contestant.source, held_out)
+        if key not in self._grids:
+            points = [{kind: float(rates[point]) for kind, rates in GRID.items()} for point in range(POINTS)]
+            conditions = [
+                Conditions(held_out=held_out, learning_rates=rates, base_schedule="constant") for rates in points
+            ]
+            self._grids[key] = tuple(self._evaluate(contestant.policy, one) for one in conditions)
+        return self._grids[key]
+
+    def _tune(self, contestant: Contestant) -> tuple[dict[str, int], dict[str, list[float]]]:
+        """Grid point with the lowest mean final validation loss on training instances, for each kind of optimizer."""
+        scores = np.stack([one.final_validation_loss for one in self._grid(contestant, held_out=False)])
+        adaptive = self.evaluator.adaptive(held_out=False)
+        best, means = {}, {}
+        for kind, members in (("sgd", ~adaptive), ("adaptive", adaptive)):
+            # A kind that the draw left out has no evidence of its own; all runs together decide.
+            mean = scores[:, members if members.any() else slice(None)].mean(1)
+            best[kind], means[kind] = int(mean.argmin()), mean.tolist()
+        return best, means
+
+
+def _entry(contestant: Contestant, evaluation: Evaluation, tuning: Mapping[str, Any]) -> Entry:
+    return Entry(
+        label=contestant.label,
+        setting=contestant.setting,
+        learned=contestant.learned,
+        evaluation=replace(evaluation, policy=contestant.label),
+        tuning=tuning,
+    )
+
+
+def _tuning(budget: int) -> dict[str, Any]:
+    return {"grid": {kind: rates.tolist() for kind, rates in GRID.items()}, "tuning_runs": budget}
+
+
+def _picked(evaluations: Sequence[Evaluation], choice: np.ndarray, wall_seconds: float) -> Evaluation:
+    """Run by run, the evaluation that ``choice`` (runs,) names."""
+    runs = np.arange(len(choice))
+    names = ("learning_rates", "final_loss", "best_loss", "diverged", "lost_early", "curve", "inner_steps", "rollbacks")
+    arrays = {name: np.stack([getattr(one, name) for one in evaluations])[choice, runs] for name in names}
+    return replace(evaluations[0], **arrays, wall_seconds=wall_seconds)

@@ -1,0 +1,342 @@
+"""Judging a policy: whole inner runs on given instances, and what became of each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal, get_args
+
+import numpy as np
+
+from trimtab.agents.trial import Missing, Trial
+from trimtab.envs.scenario import Scenario, load_scenario
+from trimtab.errors import MismatchError, RangeError, out_of_range, unknown
+from trimtab.inner_training.guard import GuardConfig
+from trimtab.inner_training.levers import LEVERS
+from trimtab.inner_training.population import Population
+from trimtab.inner_training.schedules import BaseSchedule
+from trimtab.inner_training.signals import all_signals, lever_signals
+from trimtab.inner_training.stepping import Mode
+from trimtab.inner_training.task import Instance, TaskFamily
+from trimtab.inner_training.tasks import resolve_family
+from trimtab.inner_training.update_rules import UPDATE_RULES
+from trimtab.policies.policy import Policy
+from trimtab.policies.registry import load_policy
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """Results of one policy on one scenario; numpy arrays with one entry for each run, none of them NaN.
+
+    Losses are natural logarithms of mean losses clipped to the family's ``[loss_floor, loss_cap]``. A diverged run
+    has ``ln loss_cap`` from then on.
+
+    Attributes:
+        policy, scenario, seed: what was evaluated.
+        interval: optimizer steps between decisions.
+        keys, families: identity of each instance, and the family that it came from.
+        learning_rates: (runs,) initial learning rate.
+        budgets: (runs,) optimizer steps allowed.
+        final_loss: (runs,) test loss at the end of the budget.
+        best_loss: (runs,) test loss at the decision with the lowest validation loss.
+        diverged: (runs,) bool, the run ended with parameters or losses that are not finite.
+        lost_early: (runs,) bool, it diverged in the first interval, before any policy could see a measurement.
+        curve: (runs, decisions) validation loss at the end of each interval, padded with its last value.
+        inner_steps: (runs,) optimizer steps done.
+        rollbacks: (runs,) snapshots restored by the guard.
+        wall_seconds: time for all runs: training, validation, guard and policy; not the test losses.
+    """
+
+    policy: str
+    scenario: str
+    seed: int
+    interval: int
+    keys: tuple[str, ...]
+    families: tuple[str, ...]
+    learning_rates: np.ndarray
+    budgets: np.ndarray
+    final_loss: np.ndarray
+    best_loss: np.ndarray
+    diverged: np.ndarray
+    lost_early: np.ndarray
+    curve: np.ndarray
+    inner_steps: np.ndarray
+    rollbacks: np.ndarray
+    wall_seconds: float
+
+    @property
+    def decisions(self) -> np.ndarray:
+        """(runs,) entries of ``curve`` that lie within the budget."""
+        return -(-self.budgets // self.interval)
+
+    @property
+    def final_validation_loss(self) -> np.ndarray:
+        """(runs,) validation loss at the end of the budget."""
+        return self.curve[:, -1]
+
+    @property
+    def trajectory(self) -> np.ndarray:
+        """(runs,) mean of the validation loss over the whole budget."""
+        inside = np.arange(self.curve.shape[1])[None] < self.decisions[:, None]
+        return np.where(inside, self.curve, 0.0).sum(1) / self.decisions
+
+    def steps_to_target(self, target: float | np.ndarray) -> np.ndarray:
+        """Optimizer steps (runs,) until the validation loss is at or below a target, infinite where it never is.
+
+        Args:
+            target: ln validation loss, one for all or (runs,) one for each.
+        """
+        below = self.curve <= np.broadcast_to(np.asarray(target, dtype=np.float64), self.budgets.shape)[:, None]
+        steps = np.minimum((below.argmax(1) + 1) * self.interval, self.inner_steps).astype(np.float64)
+        return np.where(below.any(1), steps, np.inf)
+
+    def columns(self) -> dict[str, np.ndarray]:
+        """Everything with the shape (runs,), by name, for tables."""
+        settings = ("learning_rates", "budgets")
+        losses = ("final_loss", "best_loss", "final_validation_loss", "trajectory")
+        ends = ("diverged", "lost_early", "inner_steps", "rollbacks")
+        return {name: getattr(self, name) for name in settings + losses + ends}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Conditions:
+    """Under which conditions runs are played; by default as a user would meet them, with nothing hidden.
+
+    Attributes:
+        held_out: held-out instances, or those of the kind that policies train on.
+        guard: None is the scenario's; it is the same for every policy.
+        learning_rates: initial learning rates instead of the instances' own: one for each kind of optimizer, by the
+            names ``"sgd"`` and ``"adaptive"``, or (runs,) one for each run.
+        base_schedule: ``"own"`` keeps the instances' schedules, ``"constant"`` drops them, for policies that are a
+            schedule themselves.
+        missing: what the policy is not told: ``"none"``, ``"validation"``, ``"progress"`` or ``"both"``.
+    """
+
+    held_out: bool = True
+    guard: GuardConfig | None = None
+    learning_rates: Mapping[str, float] | np.ndarray | None = None
+    base_schedule: Literal["own", "constant"] = "own"
+    missing: Missing = "none"
+
+    def __post_init__(self) -> None:
+        if self.base_schedule not in ("own", "constant"):
+            raise unknown("base schedule", self.base_schedule, ("own", "constant"))
+        if self.missing not in get_args(Missing):
+            raise unknown("choice of what is missing", self.missing, get_args(Missing))
+
+    def rates(self, instances: Sequence[Instance]) -> np.ndarray:
+        """Initial learning rate of each instance, (runs,)."""
+        given = self.learning_rates
+        if given is None:
+            return np.array([instance.optimizer.lr for instance in instances])
+        if isinstance(given, Mapping):
+            if set(given) != {"sgd", "adaptive"}:
+                raise MismatchError(f"learning_rates has the keys {sorted(given)}; give 'sgd' and 'adaptive'")
+            rates = np.array([given["adaptive" if is_adaptive(instance) else "sgd"] for instance in instances])
+        else:
+            rates = np.asarray(given, dtype=np.float64)
+        if rates.shape != (len(instances),):
+            raise MismatchError(f"learning_rates has shape {rates.shape}; give one for each of {len(instances)} runs")
+        if not (np.isfinite(rates) & (rates > 0)).all():
+            raise RangeError(
+                f"learning_rates holds {rates[~(rates > 0) | ~np.isfinite(rates)][0]}; all must be above 0"
+            )
+        return rates
+
+    def apply(self, instances: Sequence[Instance]) -> list[Instance]:
+        """The instances as they are played."""
+        played = []
+        for instance, rate in zip(instances, self.rates(instances), strict=True):
+            schedule = instance.schedule if self.base_schedule == "own" else BaseSchedule()
+            played.append(replace(instance, optimizer=replace(instance.optimizer, lr=float(rate)), schedule=schedule))
+        return played
+
+
+def is_adaptive(instance: Instance) -> bool:
+    """Whether an instance trains with one of the Adam kinds."""
+    return UPDATE_RULES[instance.optimizer.rule].adaptive
+
+
+class Evaluator:
+    """The instances of one (scenario, runs, seed), and the populations that play them, for any number of policies.
+
+    Run ``i`` belongs to a family by the scenario's shares, and its instance is drawn from a seed derived from
+    ``(seed, i)``. Nothing of it depends on a policy.
+
+    Args:
+        scenario: what is run.
+        runs: instances, >= 1.
+        seed: of the draw, >= 0.
+        device, mode: as for ``Population``.
+        batch_of_runs: runs that advance together, at most; >= 1.
+
+    Raises:
+        RangeError: a number out of its range.
+    """
+
+    def __init__(
+        self,
+        scenario: Scenario,
+        *,
+        runs: int,
+        seed: int = 0,
+        device: str = "cpu",
+        mode: Mode = "auto",
+        batch_of_runs: int = 64,
+    ) -> None:
+        for name, value, low in (("runs", runs, 1), ("seed", seed, 0), ("batch_of_runs", batch_of_runs, 1)):
+            if value < low:
+                raise out_of_range(name, value, low=low)
+        self.scenario, self.runs, self.seed = scenario, runs, seed
+        self._device, self._mode, self._batch = device, mode, batch_of_runs
+        self._families = [resolve_family(share.name) for share in scenario.families]
+        shares = np.array([share.share for share in scenario.families])
+        # Run i sits at (i + 1/2) / runs on the line of shares, so that each family gets its share of the runs.
+        middles = (np.arange(runs) + 0.5) / runs
+        self._family_of = np.searchsorted(np.cumsum(shares / shares.sum())[:-1], middles, side="right")
+        self._drawn: dict[bool, list[Instance]] = {}
+        self._populations: dict[int, Population] = {}
+
+    def instances(self, *, held_out: bool = True) -> list[Instance]:
+        """The instance of each run, in order; drawn once."""
+        if held_out not in self._drawn:
+            seeds = [
+                int(np.random.SeedSequence([self.seed, run]).generate_state(1)[0] >> 1) for run in range(self.runs)
+            ]
+            self._drawn[held_out] = [
+                self._families[family].draw(seed, held_out=held_out)
+                for family, seed in zip(self._family_of, seeds, strict=True)
+            ]
+        return self._drawn[held_out]
+
+    def adaptive(self, *, held_out: bool = True) -> np.ndarray:
+        """(runs,) bool: runs with one of the Adam kinds."""
+        return np.array([is_adaptive(instance) for instance in self.instances(held_out=held_out)])
+
+    def play(self, policy: Policy, conditions: Conditions | None = None) -> Evaluation:
+        """Plays every run under a policy.
+
+        Raises:
+            MismatchError: the policy's signals or levers do not fit the scenario.
+        """
+        check_fits(policy, self.scenario)
+        conditions = conditions or Conditions()
+        guard = conditions.guard or self.scenario.guard.config()
+        drawn = self.instances(held_out=conditions.held_out)
+        instances = conditions.apply(drawn)
+        parts: list[tuple[np.ndarray, Trial]] = []
+        for population, places in self._batches(instances):
+            chosen = [instances[place] for place in places]
+            trial = Trial(population, chosen, policy, self.scenario, guard, conditions.missing)
+            trial.play()
+            parts.append((places, trial))
+        return self._collect(policy, instances, parts)
+
+    def _batches(self, instances: Sequence[Instance]) -> Iterator[tuple[Population, np.ndarray]]:
+        """Places of runs that advance together: of one family, of similar budgets, so that they end together."""
+        budgets = np.array([instance.steps for instance in instances])
+        for index, family in enumerate(self._families):
+            members = np.flatnonzero(self._family_of == index)
+            if len(members) == 0:
+                continue
+            members = members[np.argsort(budgets[members], kind="stable")]
+            size = -(-len(members) // -(-len(members) // self._batch))  # batches of equal size, none above the limit
+            for start in range(0, len(members), size):
+                yield self._population(index, family, size), members[start : start + size]
+
+    def _population(self, index: int, family: TaskFamily, size: int) -> Population:
+        if index not in self._populations:
+            self._populations[index] = Population(
+                family, size, device=self._device, mode=self._mode, clip="grad_clip" in self.scenario.levers
+            )
+        return self._populations[index]
+
+    def _collect(
+        self, policy: Policy, instances: Sequence[Instance], parts: Sequence[tuple[np.ndarray, Trial]]
+    ) -> Evaluation:
+        order = np.argsort(np.concatenate([places for places, _ in parts]))
+        width = max(trial.curve.shape[1] for _, trial in parts)
+
+        def gathered(name: str) -> np.ndarray:
+            values = [getattr(trial, name) for _, trial in parts]
+            if name == "curve":
+                values = [np.pad(curve, ((0, 0), (0, width - curve.shape[1])), mode="edge") for curve in values]
+            joined: np.ndarray = np.concatenate(values)[order]
+            return joined
+
+        names = ("final_loss", "best_loss", "diverged", "lost_early", "curve", "inner_steps", "rollbacks")
+        return Evaluation(
+            policy=policy.name,
+            scenario=self.scenario.id,
+            seed=self.seed,
+            interval=self.scenario.interval,
+            keys=tuple(instance.key for instance in instances),
+            families=tuple(self._families[index].name for index in self._family_of),
+            learning_rates=np.array([instance.optimizer.lr for instance in instances]),
+            budgets=np.array([instance.steps for instance in instances]),
+            wall_seconds=sum(trial.seconds for _, trial in parts),
+            **{name: gathered(name) for name in names},
+        )
+
+
+def check_fits(policy: Policy, scenario: Scenario) -> None:
+    """Verifies that a scenario has what a policy reads and moves.
+
+    Raises:
+        MismatchError: names the levers, or the signals, that the scenario lacks.
+    """
+    lacking = [name for name in policy.levers if name not in scenario.levers]
+    if lacking:
+        raise MismatchError(
+            f"policy {policy.name!r} moves {', '.join(lacking)}, but scenario {scenario.id!r} has only the levers "
+            f"{', '.join(scenario.levers)}; choose a scenario with the policy's levers"
+        )
+    foreign = {s.name for name, lever in LEVERS.items() if name not in scenario.levers for s in lever_signals(lever)}
+    known = set(all_signals()) - foreign
+    lacking = [name for name in policy.signals if name not in known]
+    if lacking:
+        raise MismatchError(
+            f"policy {policy.name!r} reads {', '.join(lacking)}, which scenario {scenario.id!r} with the levers "
+            f"{', '.join(scenario.levers)} does not have; choose a scenario with the policy's signals"
+        )
+
+
+def fitting_policy(name: str | Path, scenario: Scenario) -> Policy:
+    """Loads a policy for a scenario; the rule ``random`` moves the scenario's levers, whichever these are."""
+    return load_policy("random", levers=scenario.levers) if name == "random" else load_policy(name)
+
+
+def evaluate(
+    policy: Policy | str | Path,
+    scenario: Scenario | str | Path,
+    *,
+    runs: int,
+    seed: int = 0,
+    device: str = "cpu",
+    mode: Mode = "auto",
+    conditions: Conditions | None = None,
+    batch_of_runs: int = 64,
+) -> Evaluation:
+    """Plays a policy on instances that no policy has trained on.
+
+    The same ``(scenario, runs, seed)`` gives every policy the same instances, run by run. To judge several policies
+    make one ``Evaluator``, which draws and compiles only once.
+
+    Args:
+        policy: a policy, or what ``load_policy`` takes.
+        scenario: a scenario, an id, or the path of a YAML file.
+        runs: instances, >= 1.
+        seed: of the draw, >= 0.
+        device, mode: as for ``Population``.
+        conditions: None is held-out instances as they are, with the scenario's guard and nothing hidden.
+        batch_of_runs: runs that advance together, at most.
+
+    Raises:
+        UserError: an unknown name, a number out of range, or a policy that does not fit.
+    """
+    where = load_scenario(scenario)
+    what = fitting_policy(policy, where) if isinstance(policy, str | Path) else policy
+    check_fits(what, where)
+    evaluator = Evaluator(where, runs=runs, seed=seed, device=device, mode=mode, batch_of_runs=batch_of_runs)
+    return evaluator.play(what, conditions)
