@@ -244,7 +244,7 @@ def describe(path: str | os.PathLike[str]) -> str:
         f"sha256 {MANIFEST}": manifest.sha256,
         **{f"sha256 {name}": sha256 for name, sha256 in manifest.files.items()},
     }
-    lines = [f"{key:<24} {value}" for key, value in facts.items() if value]
+    lines = [f"{key:<27} {value}" for key, value in facts.items() if value]
     lines += ["", f"{'lever':<24} {'lowest':>8} {'highest':>8}   largest change of ln(multiplier) per decision"]
     for lever in manifest.levers:
         lines.append(f"{lever.name:<24} {lever.low:>8g} {lever.high:>8g}   {lever.rate:g}")
