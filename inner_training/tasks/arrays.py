@@ -134,7 +134,7 @@ class ArrayTask(TaskFamily):
         try:
             # A forward pass may draw random numbers too, and may change buffers: a fork, and a module to throw away.
             with seeded_rng(0), torch.no_grad():
-                outputs = self._factory().eval()(self.inputs[:2])
+                outputs = self._factory()(self.inputs[:2])
         except Exception as error:  # a user's module may fail in any way
             raise MismatchError(
                 f"the module of task {self.name!r} fails on two examples of shape {tuple(self.inputs[:2].shape)} "

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.func import functional_call
 
 from tests.inner_training.families import Convolution
 from trimtab.errors import UserError
@@ -55,6 +56,17 @@ def test_inactive_units_have_no_effect(depth: int, activation: str, rule: type[t
         inactive[(slice(rows), slice(columns))[: value.ndim]] = False
         assert (value.grad[inactive] == 0).all()
         assert (value[inactive] == 0).all()
+
+
+def test_a_gate_silences_its_unit() -> None:
+    mlp = build_module(lambda: MLP(6, 8, 4, depth=2), seed=0)
+    inputs = torch.randn(5, 6, generator=torch.Generator().manual_seed(1))
+    for index in range(2):
+        gates = {f"gate{index}": torch.tensor([1.0, 1, 0, 1, 0, 1, 1, 1])}
+        weight = mlp.get_parameter(f"layers.{index + 1}.weight") * gates[f"gate{index}"]
+        gated = functional_call(mlp, gates, (inputs,))
+        torch.testing.assert_close(gated, functional_call(mlp, {f"layers.{index + 1}.weight": weight}, (inputs,)))
+        assert not torch.allclose(gated, mlp(inputs))
 
 
 def test_initial_parameters_are_those_of_linear() -> None:
