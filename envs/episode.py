@@ -18,6 +18,7 @@ from trimtab.inner_training.reading import Reading
 from trimtab.inner_training.signals import SIGNALS, resolve_signals
 from trimtab.inner_training.steering import Kind, Move, Steering
 from trimtab.inner_training.stepping import Mode
+from trimtab.inner_training.task import Instance
 
 SPIKE = np.tanh(1.0)  # the signal ``spike`` at a z-score of 4
 
@@ -64,6 +65,7 @@ class Episodes:
         device: a torch device.
         mode: ``"compile"``, ``"eager"`` or ``"auto"``, see ``Population``.
         held_out: take held-out instances, which are disjoint from the others.
+        populations: N runs to use in place of new ones, which may take a compilation; nobody else may be using them.
 
     Attributes:
         action_levers: names of the levers in the order of the action.
@@ -79,13 +81,22 @@ class Episodes:
     """
 
     def __init__(
-        self, scenario: Scenario, num_envs: int, *, device: str = "cpu", mode: Mode = "auto", held_out: bool = False
+        self,
+        scenario: Scenario,
+        num_envs: int,
+        *,
+        device: str = "cpu",
+        mode: Mode = "auto",
+        held_out: bool = False,
+        populations: Populations | None = None,
     ) -> None:
         levers, signals = resolve_levers(scenario.levers), resolve_signals(scenario.signals)
         self.scenario, self.num_envs, self.held_out = scenario, num_envs, held_out
         self.action_levers = scenario.levers
         clip = any(lever.hyperparameter == "grad_clip" for lever in levers)
-        self.populations = Populations(scenario.families, num_envs, clip=clip, device=device, mode=mode)
+        if populations is None:
+            populations = Populations(scenario.families, num_envs, clip=clip, device=device, mode=mode)
+        self.populations = populations
         self.steering = Steering(levers, signals, scenario.guard.config(), num_envs)
         self._kinds: dict[str, Kind] = dict.fromkeys(scenario.levers, "moves")
         self._weights = {name: scenario.reward[name] for name in TERMS if name in scenario.reward}
@@ -101,17 +112,18 @@ class Episodes:
         self.term_sums = {name: held for name, held in self.term_sums.items() if self._weights.get(name, 1) > 0}
         self.ended = np.ones(num_envs, dtype=bool)
 
-    def reset(self, mask: np.ndarray, seeds: np.ndarray) -> np.ndarray:
+    def reset(self, mask: np.ndarray, seeds: np.ndarray, instances: Mapping[int, Instance] | None = None) -> np.ndarray:
         """Starts a new episode in the runs of ``mask``; the others are untouched, bit for bit.
 
         Args:
             mask: (N,) bool.
             seeds: (N,) whole numbers in [0, 2**31); those outside ``mask`` are not read.
+            instances: by run, what to start in place of the instances that the seeds draw.
 
         Returns:
             ``observations`` (N, S); the first of an episode is made before its first step.
         """
-        self.populations.reset(mask, seeds, held_out=self.held_out)
+        self.populations.reset(mask, seeds, held_out=self.held_out, instances=instances)
         self._visibility.reset(mask, seeds)
         self.seeds = np.where(mask, seeds, self.seeds)
         for held in (self.returns, self._last_move, self.decisions, *self.term_sums.values()):

@@ -43,8 +43,6 @@ class TrimtabEnv(gymnasium.Env[np.ndarray, np.ndarray]):
     'digits-mlp/train/3'
     """
 
-    metadata: dict[str, Any] = {"render_modes": []}
-
     def __init__(
         self,
         scenario: str | Path | Scenario,

@@ -102,11 +102,24 @@ class Populations:
         """Base value (N,) of each hyperparameter now."""
         return _joined_base([member.base for member in self.members])
 
-    def reset(self, mask: np.ndarray, seeds: np.ndarray, *, held_out: bool) -> None:
-        """Starts the instances of ``seeds`` (N,) in the runs of ``mask`` (bool, (N,)); the others are untouched."""
+    def reset(
+        self,
+        mask: np.ndarray,
+        seeds: np.ndarray,
+        *,
+        held_out: bool,
+        instances: Mapping[int, Instance] | None = None,
+    ) -> None:
+        """Starts the instances of ``seeds`` (N,) in the runs of ``mask`` (bool, (N,)); the others are untouched.
+
+        ``instances``, if given, are started instead, by run.
+        """
         for member, block in self._pairs():
             runs = np.flatnonzero(mask[block])
-            drawn = [member.family.draw(int(seed), held_out=held_out) for seed in seeds[block][runs]]
+            if instances is None:
+                drawn = [member.family.draw(int(seed), held_out=held_out) for seed in seeds[block][runs]]
+            else:
+                drawn = [instances[block.start + int(run)] for run in runs]
             member.reset(runs.tolist(), drawn)
 
     def set_lr_multiplier(self, values: np.ndarray) -> None:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
-SEEDS = 2**31  # episode seeds lie in [0, SEEDS)
+SEEDS = 2**30  # episode seeds lie in [0, SEEDS); those from 2**30 to 2**31 are kept for selecting among checkpoints
 
 
 def later_seed(root: int, slot: int, episode: int) -> int:
-    """Seed of an environment's ``episode`` (>= 1) after its first, in [0, 2**31).
+    """Seed of an environment's ``episode`` (>= 1) after its first, in [0, 2**30).
 
     >>> later_seed(0, 1, 1) != later_seed(0, 2, 1)
     True
