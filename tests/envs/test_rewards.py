@@ -22,7 +22,9 @@ def runs(draw: st.DrawFn) -> tuple[Limits, np.ndarray, np.ndarray]:
     path = floor + (cap - floor) * np.array(draw(st.lists(unit, min_size=decisions + 1, max_size=decisions + 1)))
     values = np.array([[draw(unit) for _ in range(3)] for _ in range(decisions)])
     values[:, 2] /= max(values[:, 2].sum(), 1.0)
-    limits = Limits(first=path[:1], floor=np.array([floor]), cap=np.array([cap]), decisions=np.array([float(decisions)]))
+    limits = Limits(
+        first=path[:1], floor=np.array([floor]), cap=np.array([cap]), decisions=np.array([float(decisions)])
+    )
     return limits, path, values
 
 
@@ -56,7 +58,9 @@ def rewards_of(
 
 @given(runs(), weights_of_terms)
 @settings(deadline=None, max_examples=200)
-def test_every_finished_run_returns_at_least_the_bound(run: tuple[Limits, np.ndarray, np.ndarray], weights: dict[str, float]) -> None:
+def test_every_finished_run_returns_at_least_the_bound(
+    run: tuple[Limits, np.ndarray, np.ndarray], weights: dict[str, float]
+) -> None:
     limits, path, values = run
     bound = lowest_return(weights, limits).item()
     total, _ = rewards_of(weights, limits, path, values, None)

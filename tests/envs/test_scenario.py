@@ -22,7 +22,10 @@ WHOLE = {"id": "mine", "families": ["digits-mlp"]}
 
 def test_light_names_are_those_of_the_catalogue() -> None:
     assert scenarios() == tuple(SCENARIOS)
-    assert [gymnasium_id(name) for name in ("digits-mlp-deep", "mlp-mix")] == ["trimtab/DigitsMlpDeep-v0", "trimtab/MlpMix-v0"]
+    assert [gymnasium_id(name) for name in ("digits-mlp-deep", "mlp-mix")] == [
+        "trimtab/DigitsMlpDeep-v0",
+        "trimtab/MlpMix-v0",
+    ]
 
 
 @pytest.mark.parametrize("name", scenarios())

@@ -44,7 +44,10 @@ class Tiny(TaskFamily):
             batch_size=int(rng.integers(2, 5)),
             steps=int(rng.integers(10, 31)),
             optimizer=OptimizerSettings(
-                rule=["sgd", "adam"][rng.integers(2)], lr=float(rng.uniform(0.005, 0.02)), momentum=0.5, weight_decay=1e-3
+                rule=["sgd", "adam"][rng.integers(2)],
+                lr=float(rng.uniform(0.005, 0.02)),
+                momentum=0.5,
+                weight_decay=1e-3,
             ),
             schedule=BaseSchedule(kind=["constant", "cosine"][rng.integers(2)]),
         )
