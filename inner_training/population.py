@@ -133,7 +133,7 @@ class Population:
                 warnings.simplefilter("ignore", DeprecationWarning)  # the compiler imports deprecated parts of torch
                 for sample in (False, True):
                     self._call_step(
-                        fast_step, torch.zeros(len(Coefficients._fields), self.num_runs, device=self.device), sample
+                        fast_step, torch.zeros(self.num_runs, len(Coefficients._fields), device=self.device), sample
                     )
                 self._call_evaluate(fast_evaluate, 0, 0)
         except Exception as error:  # noqa: BLE001 - any failure of the compiler has the same remedy

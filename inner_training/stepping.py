@@ -72,11 +72,16 @@ def examples(feed: Feed, inputs: Tensor, positions: Tensor) -> tuple[Tensor, Ten
     return taken * scale, feed.labels.gather(1, positions)
 
 
+def norms(by_name: dict[str, Tensor]) -> Tensor:
+    """L2 norm (N,) over all tensors (N, *shape) of a dict."""
+    return torch.stack([tensor.flatten(1).square().sum(1) for tensor in by_name.values()]).sum(0).sqrt()
+
+
 def make_step(family: TaskFamily, layout: FlatLayout, *, clip: bool) -> StepFunction:
     """Builds ``step(learner, feed, inputs, last_gradient, by, threshold, sample) -> (loss, statistics)``.
 
     The step changes the moving tensors of ``learner``, ``feed.step`` and, when it samples, ``last_gradient`` (N, P) in
-    place. ``by`` is (10, N), one step of ``interval_coefficients``; ``threshold`` is the clip (N,). ``loss`` is (N,); ``statistics`` is (4, N): gradient norm, inner product with the last sampled gradient, update norm, weight
+    place. ``by`` is (N, 10), one step of ``interval_coefficients``; ``threshold`` is the clip (N,). ``loss`` is (N,); ``statistics`` is (4, N): gradient norm, inner product with the last sampled gradient, update norm, weight
     norm (empty when ``sample`` is false).
     """
     slots = family.max_batch
@@ -103,12 +108,12 @@ def make_step(family: TaskFamily, layout: FlatLayout, *, clip: bool) -> StepFunc
         weight = (slot[None] < feed.batch[:, None]) / feed.batch[:, None]
         by_name, loss = gradients_and_loss(layout.views(parameters), feed.buffers, x, y, weight)
         gradient = layout.flatten(by_name)
-        norm = gradient.square().sum(1).sqrt() if clip or sample else None
+        norm = norms(by_name) if clip or sample else None
         used = gradient
         if clip and norm is not None:
             # As torch.nn.utils.clip_grad_norm_, which adds 1e-6; an infinite threshold gives exactly 1.
             used = gradient * (threshold[:, None] / (norm[:, None] + 1e-6)).clamp(max=1.0)
-        after, new_first, new_second = update(parameters, used, first, second, Coefficients(*by[:, :, None].unbind(0)))
+        after, new_first, new_second = update(parameters, used, first, second, Coefficients(*by[:, :, None].unbind(1)))
         statistics = loss.new_zeros(0)
         if sample and norm is not None:
             dot = (gradient * last_gradient).sum(1)

@@ -122,11 +122,11 @@ def interval_coefficients(
         columns, step: as in ``UpdateRule.coefficients``.
 
     Returns:
-        (K, 10, N), the second axis in the order of ``Coefficients``.
+        (K, N, 10), the last axis in the order of ``Coefficients``.
     """
-    result = torch.stack(kinds[0](columns, step), 1)
+    result = torch.stack(kinds[0](columns, step), -1)
     for index, kind in enumerate(kinds[1:], 1):
-        result = torch.where(choice == index, torch.stack(kind(columns, step), 1), result)
+        result = torch.where((choice == index)[:, None], torch.stack(kind(columns, step), -1), result)
     return result
 
 
