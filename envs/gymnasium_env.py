@@ -27,7 +27,8 @@ class TrimtabEnv(gymnasium.Env[np.ndarray, np.ndarray]):
     seed chooses the family by its share; ``options={"family": name}`` chooses it instead.
 
     Info of a step: ``reward_terms`` (they sum to the reward), ``log_val_loss``, ``step`` (optimizer steps done),
-    ``multipliers`` of the levers, ``rolled_back``, and ``reasons`` in words where the guard changed an action. The
+    ``multipliers`` of the levers, ``rolled_back``, and ``reasons`` in words, by lever where the guard changed an action
+    and under ``run`` where it rolled the run back or gave it up. The
     last step adds ``run``, a summary of the episode.
 
     Args:

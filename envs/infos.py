@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from trimtab.envs.episode import Episodes, StepResult
-from trimtab.inner_training.guard import in_words
+from trimtab.inner_training.guard import Reason, in_words
 
 Values = Mapping[str, Any]  # arrays with a leading axis of runs, or mappings of such
 
@@ -84,6 +84,7 @@ def batched(values: Values, mask: np.ndarray) -> dict[str, Any]:
 
 
 def reasons_in_words(episodes: Episodes, result: StepResult, run: int) -> dict[str, str]:
-    """Why the guard changed what was proposed, for each lever where it did."""
-    codes = zip(episodes.action_levers, result.reasons[run].tolist(), strict=True)
-    return {name: in_words(code) for name, code in codes if code}
+    """Why the guard changed what was proposed, for each lever where it did; ``run`` is what befell the run itself."""
+    codes = dict(zip(episodes.action_levers, result.reasons[run].tolist(), strict=True))
+    codes["run"] = Reason.ROLLED_BACK * bool(result.rolled_back[run]) | Reason.LOST * bool(result.diverged[run])
+    return {name: in_words(code) for name, code in codes.items() if code}
