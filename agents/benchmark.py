@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -12,16 +12,18 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from trimtab.agents.contestants import Competition, count_evaluations, make_contestants
+from trimtab.agents.contestants import Competition, Contestant, count_evaluations, make_contestants
 from trimtab.agents.evaluate import Evaluator
-from trimtab.agents.report_page import COLUMNS, caption, cells, draw_figure, to_html
+from trimtab.agents.report_page import COLUMNS, cells, draw_figure, notes, to_html
 from trimtab.agents.results import ScenarioResult, summarise, to_csv, to_json, write_atomic
 from trimtab.envs.scenario import Scenario, load_scenario
 from trimtab.errors import ConfigError, OutputExistsError, UserError
 from trimtab.inner_training.stepping import Mode
 from trimtab.policies.names import rules
-from trimtab.policies.network import LearnedPolicy
 from trimtab.policies.registry import DEFAULT, DEFAULT_BUNDLE
+
+WIDE = 165  # characters that the whole table takes
+NARROW_COLUMNS = ("policy", "final loss", "minus reference", "better", "diverged")
 
 
 def run_bench(
@@ -60,29 +62,35 @@ def run_bench(
     _check_scenarios(places)
     fields = [make_contestants(names, place, tuned=tuned) for place in places]
     evaluators = [Evaluator(place, runs=runs, seed=seed, device=device, mode=mode) for place in places]
+    options = {"runs": runs, "seed": seed, "device": device, "mode": mode, "out": out}
+    about = {
+        "command": _command(names, scenarios, tuned, options),
+        **{name: options[name] for name in ("runs", "seed", "device", "mode")},
+        "sources": {one.label: one.source for one in fields[0]},
+        "provenance": {one.label: one.provenance for one in fields[0] if one.learned},
+    }
     folder = _empty_folder(Path(out))
+    results = _compete(fields, evaluators)
+    _write(folder, results, about)
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=WIDE)  # a file or a pipe has no width of its own
+    for result in results:
+        print_table(result, console)
+    console.print(Text(f"written to {folder}"), soft_wrap=True)
+    return results
+
+
+def _compete(fields: Sequence[Sequence[Contestant]], evaluators: Sequence[Evaluator]) -> tuple[ScenarioResult, ...]:
     results = []
     with Watch(sum(count_evaluations(field) for field in fields)) as watch:
-        for place, contestants, evaluator in zip(places, fields, evaluators, strict=True):
+        for contestants, evaluator in zip(fields, evaluators, strict=True):
+            scenario = evaluator.scenario
             competition, entries = Competition(evaluator, watch.tick), []
             for contestant in contestants:
-                watch.say(f"{place.id}: {contestant.label}")
+                watch.say(f"{scenario.id}: {contestant.label}")
                 entries.append(competition.play(contestant))
-            results.append(summarise(entries, place.id, place.model_dump(mode="json"), seed))
-    about = {
-        "command": _command(names, scenarios, runs=runs, seed=seed, tuned=tuned, device=device, mode=mode, out=out),
-        "seed": seed,
-        "runs": runs,
-        "device": device,
-        "sources": {one.label: one.source for one in fields[0]},
-        "provenance": {
-            one.label: dict(one.policy.provenance) for one in fields[0] if isinstance(one.policy, LearnedPolicy)
-        },
-    }
-    _write(folder, results, about)
-    for result in results:
-        print_table(result, Console())
-    Console().print(Text(f"written to {folder}"))
+            results.append(summarise(entries, scenario.id, scenario.model_dump(mode="json"), evaluator.seed))
     return tuple(results)
 
 
@@ -113,7 +121,7 @@ def _empty_folder(out: Path) -> Path:
     return out
 
 
-def _command(names: Sequence[str], scenarios: Sequence[str | Path], *, tuned: bool, **options: Any) -> str:
+def _command(names: Sequence[str], scenarios: Sequence[str | Path], tuned: bool, options: Mapping[str, Any]) -> str:
     """The command line that repeats the run."""
     words = ["trimtab", "bench", "--policies", *names, "--scenarios", *map(str, scenarios)]
     for name, value in options.items():
@@ -167,17 +175,17 @@ def print_table(result: ScenarioResult, console: Console) -> None:
 
     Args:
         result: what to print.
-        console: where to; narrow ones get the columns that matter most.
+        console: where to; a narrow one gets the columns that matter most.
     """
-    wanted = list(COLUMNS)
-    if console.width < 150:
-        wanted = ["policy", "final loss", "minus reference", "better", "diverged", "steps to target"]
+    narrow = console.width < WIDE
+    wanted = NARROW_COLUMNS if narrow else tuple(COLUMNS)
     table = Table(title=result.scenario, title_justify="left", box=None, pad_edge=False, header_style="bold")
     for name in wanted:
         table.add_column(name, justify="left" if name == "policy" else "right", no_wrap=True)
     for row in result.summaries:
-        text = dict(zip(COLUMNS, cells(row, result.reference), strict=True))
+        text = cells(row, result.reference, digits=2 if narrow else 3)
         table.add_row(*(Text(text[name]) for name in wanted), style="bold yellow" if row.learned else "")
     console.print(table)
-    console.print(Text(caption(result), style="dim"))
+    for note in notes(result):
+        console.print(Text(note, style="dim"), soft_wrap=True)
     console.print()

@@ -8,7 +8,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from trimtab.agents.evaluate import Conditions, Evaluation, Evaluator, check_fits, fitting_policy
+from trimtab.agents.conditions import Conditions
+from trimtab.agents.evaluate import Evaluation, Evaluator, check_fits, fitting_policy
 from trimtab.agents.results import Entry
 from trimtab.envs.scenario import Scenario
 from trimtab.errors import UserError
@@ -45,6 +46,11 @@ class Contestant:
     def learned(self) -> bool:
         """Whether the policy is an exported network."""
         return isinstance(self.policy, LearnedPolicy)
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        """How a learned policy was trained; empty for others."""
+        return dict(self.policy.provenance) if isinstance(self.policy, LearnedPolicy) else {}
 
 
 def make_contestants(names: Sequence[str], scenario: Scenario, *, tuned: bool = False) -> tuple[Contestant, ...]:
@@ -160,6 +166,7 @@ def _entry(contestant: Contestant, evaluation: Evaluation, tuning: Mapping[str, 
         learned=contestant.learned,
         evaluation=replace(evaluation, policy=contestant.label),
         tuning=tuning,
+        training_steps=(contestant.provenance.get("timesteps") or 0) * (contestant.policy.decide_every or 1),
     )
 
 

@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
 
 import numpy as np
 
-from trimtab.agents.trial import Missing, Trial
+from trimtab.agents.conditions import Conditions, is_adaptive
+from trimtab.agents.trial import Trial
+from trimtab.envs.episode import Episodes
+from trimtab.envs.populations import Populations
 from trimtab.envs.scenario import Scenario, load_scenario
-from trimtab.errors import MismatchError, RangeError, out_of_range, unknown
-from trimtab.inner_training.guard import GuardConfig
-from trimtab.inner_training.levers import LEVERS
-from trimtab.inner_training.population import Population
-from trimtab.inner_training.schedules import BaseSchedule
+from trimtab.errors import MismatchError, out_of_range
+from trimtab.inner_training.levers import LEVERS, resolve_levers
 from trimtab.inner_training.signals import all_signals, lever_signals
 from trimtab.inner_training.stepping import Mode
-from trimtab.inner_training.task import Instance, TaskFamily
+from trimtab.inner_training.task import Instance
 from trimtab.inner_training.tasks import resolve_family
-from trimtab.inner_training.update_rules import UPDATE_RULES
 from trimtab.policies.policy import Policy
 from trimtab.policies.registry import load_policy
 
@@ -99,65 +97,6 @@ class Evaluation:
         return {name: getattr(self, name) for name in settings + losses + ends}
 
 
-@dataclass(frozen=True, kw_only=True)
-class Conditions:
-    """Under which conditions runs are played; by default as a user would meet them, with nothing hidden.
-
-    Attributes:
-        held_out: held-out instances, or those of the kind that policies train on.
-        guard: None is the scenario's; it is the same for every policy.
-        learning_rates: initial learning rates instead of the instances' own: one for each kind of optimizer, by the
-            names ``"sgd"`` and ``"adaptive"``, or (runs,) one for each run.
-        base_schedule: ``"own"`` keeps the instances' schedules, ``"constant"`` drops them, for policies that are a
-            schedule themselves.
-        missing: what the policy is not told: ``"none"``, ``"validation"``, ``"progress"`` or ``"both"``.
-    """
-
-    held_out: bool = True
-    guard: GuardConfig | None = None
-    learning_rates: Mapping[str, float] | np.ndarray | None = None
-    base_schedule: Literal["own", "constant"] = "own"
-    missing: Missing = "none"
-
-    def __post_init__(self) -> None:
-        if self.base_schedule not in ("own", "constant"):
-            raise unknown("base schedule", self.base_schedule, ("own", "constant"))
-        if self.missing not in get_args(Missing):
-            raise unknown("choice of what is missing", self.missing, get_args(Missing))
-
-    def rates(self, instances: Sequence[Instance]) -> np.ndarray:
-        """Initial learning rate of each instance, (runs,)."""
-        given = self.learning_rates
-        if given is None:
-            return np.array([instance.optimizer.lr for instance in instances])
-        if isinstance(given, Mapping):
-            if set(given) != {"sgd", "adaptive"}:
-                raise MismatchError(f"learning_rates has the keys {sorted(given)}; give 'sgd' and 'adaptive'")
-            rates = np.array([given["adaptive" if is_adaptive(instance) else "sgd"] for instance in instances])
-        else:
-            rates = np.asarray(given, dtype=np.float64)
-        if rates.shape != (len(instances),):
-            raise MismatchError(f"learning_rates has shape {rates.shape}; give one for each of {len(instances)} runs")
-        if not (np.isfinite(rates) & (rates > 0)).all():
-            raise RangeError(
-                f"learning_rates holds {rates[~(rates > 0) | ~np.isfinite(rates)][0]}; all must be above 0"
-            )
-        return rates
-
-    def apply(self, instances: Sequence[Instance]) -> list[Instance]:
-        """The instances as they are played."""
-        played = []
-        for instance, rate in zip(instances, self.rates(instances), strict=True):
-            schedule = instance.schedule if self.base_schedule == "own" else BaseSchedule()
-            played.append(replace(instance, optimizer=replace(instance.optimizer, lr=float(rate)), schedule=schedule))
-        return played
-
-
-def is_adaptive(instance: Instance) -> bool:
-    """Whether an instance trains with one of the Adam kinds."""
-    return UPDATE_RULES[instance.optimizer.rule].adaptive
-
-
 class Evaluator:
     """The instances of one (scenario, runs, seed), and the populations that play them, for any number of policies.
 
@@ -196,7 +135,7 @@ class Evaluator:
         middles = (np.arange(runs) + 0.5) / runs
         self._family_of = np.searchsorted(np.cumsum(shares / shares.sum())[:-1], middles, side="right")
         self._drawn: dict[bool, list[Instance]] = {}
-        self._populations: dict[int, Population] = {}
+        self._blocks: dict[int, Populations] = {}
 
     def instances(self, *, held_out: bool = True) -> list[Instance]:
         """The instance of each run, in order; drawn once."""
@@ -222,35 +161,37 @@ class Evaluator:
         """
         check_fits(policy, self.scenario)
         conditions = conditions or Conditions()
-        guard = conditions.guard or self.scenario.guard.config()
-        drawn = self.instances(held_out=conditions.held_out)
-        instances = conditions.apply(drawn)
+        instances = conditions.apply(self.instances(held_out=conditions.held_out))
+        scenario = conditions.shown(self.scenario, policy.signals)
         parts: list[tuple[np.ndarray, Trial]] = []
-        for population, places in self._batches(instances):
-            chosen = [instances[place] for place in places]
-            trial = Trial(population, chosen, policy, self.scenario, guard, conditions.missing)
+        for index, size, places in self._batches(instances):
+            populations = self._block(index, size)
+            episodes = Episodes(scenario, size, populations=populations)
+            trial = Trial(episodes, [instances[place] for place in places], policy)
             trial.play()
             parts.append((places, trial))
         return self._collect(policy, instances, parts)
 
-    def _batches(self, instances: Sequence[Instance]) -> Iterator[tuple[Population, np.ndarray]]:
-        """Places of runs that advance together: of one family, of similar budgets, so that they end together."""
+    def _batches(self, instances: Sequence[Instance]) -> Iterator[tuple[int, int, np.ndarray]]:
+        """Family, size and places of runs that advance together: of similar budgets, so that they end together."""
         budgets = np.array([instance.steps for instance in instances])
-        for index, family in enumerate(self._families):
+        for index in range(len(self._families)):
             members = np.flatnonzero(self._family_of == index)
             if len(members) == 0:
                 continue
             members = members[np.argsort(budgets[members], kind="stable")]
             size = -(-len(members) // -(-len(members) // self._batch))  # batches of equal size, none above the limit
             for start in range(0, len(members), size):
-                yield self._population(index, family, size), members[start : start + size]
+                yield index, size, members[start : start + size]
 
-    def _population(self, index: int, family: TaskFamily, size: int) -> Population:
-        if index not in self._populations:
-            self._populations[index] = Population(
-                family, size, device=self._device, mode=self._mode, clip="grad_clip" in self.scenario.levers
-            )
-        return self._populations[index]
+    def _block(self, index: int, size: int) -> Populations:
+        if index not in self._blocks:
+            clip = any(lever.hyperparameter == "grad_clip" for lever in resolve_levers(self.scenario.levers))
+            share = self.scenario.families[index]
+            made = Populations([share], size, clip=clip, device=self._device, mode=self._mode)
+            made.advance(1, self.scenario.val_examples)  # what is slow the first time is on nobody's clock
+            self._blocks[index] = made
+        return self._blocks[index]
 
     def _collect(
         self, policy: Policy, instances: Sequence[Instance], parts: Sequence[tuple[np.ndarray, Trial]]

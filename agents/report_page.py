@@ -9,13 +9,16 @@ import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from trimtab.agents.contestants import POINTS
 from trimtab.agents.results import ScenarioResult, Summary
+from trimtab.agents.statistics import Interval
 
 COLUMNS: Mapping[str, str] = {
     "policy": "who steered; @tuned: best learning rate of a grid on training instances; @oracle: best per instance",
     "final loss": "interquartile mean of the ln test loss at the end of the budget, with its 95 % interval",
     "minus reference": "mean difference of the final loss to the reference on the same instances; above 0 is worse",
     "better": "probability that it ends better than the reference on an instance",
+    "better, 95 %": "interval of that probability",
     "p": "of the difference, sign-flip test, Holm-corrected over the table",
     "best": "interquartile mean of the ln test loss at the best validation checkpoint",
     "average": "interquartile mean of the ln validation loss averaged over the budget",
@@ -39,33 +42,57 @@ dt { font-weight: 600; } dd { margin: 0 0 0.3rem 1.5rem; } .quiet { color: #5a66
 """
 
 
-def cells(row: Summary, reference: str) -> list[str]:
-    """One row of the table as text, in the order of ``COLUMNS``."""
+def cells(row: Summary, reference: str, digits: int = 3) -> dict[str, str]:
+    """One row of the table as text, by column.
+
+    Args:
+        row: of the table.
+        reference: label of the row that the others are compared with.
+        digits: after the decimal point of losses.
+    """
+
+    def span(value: Interval, form: str) -> str:
+        return f"{value.estimate:{form}} [{value.low:{form}}, {value.high:{form}}]"
+
     own = row.label == reference
     steps = "never" if row.steps_to_target is None else f"{row.steps_to_target:.0f}"
-    return [
-        row.label,
-        f"{row.final.estimate:.3f} [{row.final.low:.3f}, {row.final.high:.3f}]",
-        "reference"
-        if own
-        else f"{row.difference.estimate:+.3f} [{row.difference.low:+.3f}, {row.difference.high:+.3f}]",
-        "" if own else f"{row.better.estimate:.2f} [{row.better.low:.2f}, {row.better.high:.2f}]",
-        "" if own else "<0.001" if row.p_value < 0.001 else f"{row.p_value:.3f}",
-        f"{row.best:.3f}",
-        f"{row.trajectory:.3f}",
-        f"{row.diverged} (+{row.lost_early})",
-        f"{steps} ({row.reached:.0%})",
-        f"{row.wall_seconds:.1f}",
+    return {
+        "policy": row.label,
+        "final loss": span(row.final, f".{digits}f"),
+        "minus reference": "reference" if own else span(row.difference, f"+.{digits}f"),
+        "better": "" if own else f"{row.better.estimate:.2f}",
+        "better, 95 %": "" if own else f"[{row.better.low:.2f}, {row.better.high:.2f}]",
+        "p": "" if own else "<0.001" if row.p_value < 0.001 else f"{row.p_value:.3f}",
+        "best": f"{row.best:.{digits}f}",
+        "average": f"{row.trajectory:.{digits}f}",
+        "diverged": f"{row.diverged} (+{row.lost_early})",
+        "steps to target": f"{steps} ({row.reached:.0%})",
+        "seconds": f"{row.wall_seconds:.1f}",
+    }
+
+
+def notes(result: ScenarioResult) -> list[str]:
+    """What a reader must know to read the table of one scenario, one sentence each."""
+    evaluation = result.entries[0].evaluation
+    runs = len(evaluation.final_loss)
+    found = [
+        f"{runs} held-out instances, the same for every policy, under the same guard.",
+        f"Losses are natural logs; lower is better. Reference: {result.reference}.",
+        f"Target of a run: the final validation loss of {result.target} on the same instance.",
     ]
-
-
-def caption(result: ScenarioResult) -> str:
-    """What a reader must know to read the table of one scenario."""
-    runs = len(result.entries[0].evaluation.final_loss)
-    return (
-        f"{runs} held-out instances, the same for every policy; losses are natural logs, lower is better; "
-        f"reference: {result.reference}; target: the final validation loss of {result.target} on the same instance"
-    )
+    for entry in result.entries:
+        if "chosen" in entry.tuning:
+            rates = ", ".join(f"{rate:.3g} ({kind})" for kind, rate in entry.tuning["chosen"].items())
+            found.append(f"{entry.label}: {rates}, chosen by {entry.tuning['tuning_runs']} runs on training instances.")
+        elif entry.tuning:
+            found.append(f"{entry.label}: the best of {entry.tuning['tuning_runs']} runs on the instances themselves.")
+        if entry.training_steps:
+            grid = float(evaluation.budgets.mean()) * (POINTS - 1)
+            found.append(
+                f"{entry.label}: trained on {entry.training_steps:,} inner steps, which is what a choice among {POINTS} "
+                f"learning rates costs on top of {entry.training_steps / grid:,.0f} runs of this scenario."
+            )
+    return found
 
 
 def draw_figure(results: Sequence[ScenarioResult]) -> bytes | None:
@@ -162,11 +189,12 @@ def _section(result: ScenarioResult) -> str:
     head = "".join(f"<th>{html.escape(name)}</th>" for name in COLUMNS)
     rows = "".join(
         f"<tr{' class=learned' if row.learned else ''}>"
-        + "".join(f"<td>{html.escape(cell)}</td>" for cell in cells(row, result.reference))
+        + "".join(f"<td>{html.escape(cell)}</td>" for cell in cells(row, result.reference).values())
         + "</tr>\n"
         for row in result.summaries
     )
+    about = "<br>\n".join(html.escape(note) for note in notes(result))
     return (
-        f'<h2>{html.escape(result.scenario)}</h2>\n<p class="quiet">{html.escape(caption(result))}</p>\n'
+        f'<h2>{html.escape(result.scenario)}</h2>\n<p class="quiet">{about}</p>\n'
         f"<table><thead><tr>{head}</tr></thead>\n<tbody>{rows}</tbody></table>\n"
     )

@@ -42,6 +42,7 @@ class Entry:
         learned: whether it is a learned policy.
         evaluation: per-run results on held-out instances.
         tuning: how its learning rates were chosen; empty for untuned ones.
+        training_steps: inner steps that a learned policy was trained on, as its bundle says; 0 for unknown and for rules.
     """
 
     label: str
@@ -49,6 +50,7 @@ class Entry:
     learned: bool
     evaluation: Evaluation
     tuning: Mapping[str, Any] = field(default_factory=dict)
+    training_steps: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -245,6 +247,7 @@ def _entry(entry: Entry, result: ScenarioResult, goal: np.ndarray, thresholds: n
         "summary": aggregates,
         "profile": _plain(performance_profile(evaluation.final_loss, thresholds)),
         "tuning": dict(entry.tuning),
+        "training_steps": entry.training_steps,
         "runs": {
             **runs,
             "steps_to_target": _plain(evaluation.steps_to_target(goal)),

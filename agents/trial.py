@@ -4,21 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import Literal
 
 import numpy as np
 
-from trimtab.envs.scenario import Scenario
-from trimtab.inner_training.guard import GuardConfig
-from trimtab.inner_training.levers import resolve_levers
-from trimtab.inner_training.population import Population
-from trimtab.inner_training.signals import resolve_signals
-from trimtab.inner_training.steering import Steering
+from trimtab.envs.episode import Episodes, StepResult
 from trimtab.inner_training.task import Instance
-from trimtab.inner_training.telemetry import Measured
 from trimtab.policies.policy import Policy
-
-Missing = Literal["none", "validation", "progress", "both"]
 
 
 class Trial:
@@ -28,12 +19,9 @@ class Trial:
     is rolled back at its last decision ends with the parameters that it was rolled back to.
 
     Args:
-        population: at least as many runs as there are instances; the others idle.
-        instances: of the population's family.
-        policy: it must fit the scenario.
-        scenario: interval, levers and validation examples.
-        guard: the same for every policy.
-        missing: what the policy is not told.
+        episodes: of one family, at least as many runs as there are instances; the others idle.
+        instances: of that family.
+        policy: it reads the signals of the episodes, in their order.
 
     Attributes:
         final_loss, best_loss: (runs,) ln bounded test loss.
@@ -43,98 +31,59 @@ class Trial:
         seconds: time on the clock, test losses not counted.
     """
 
-    def __init__(
-        self,
-        population: Population,
-        instances: Sequence[Instance],
-        policy: Policy,
-        scenario: Scenario,
-        guard: GuardConfig,
-        missing: Missing = "none",
-    ) -> None:
-        self.population, self.policy, self.scenario, self.missing = population, policy, scenario, missing
-        self.instances = list(instances)
-        self.steering = Steering(
-            resolve_levers(scenario.levers), resolve_signals(policy.signals), guard, population.num_runs
-        )
-        runs = len(self.instances)
-        self._budgets = np.array([instance.steps for instance in self.instances])
-        self._cap = float(np.log(population.family.loss_cap))
+    def __init__(self, episodes: Episodes, instances: Sequence[Instance], policy: Policy) -> None:
+        self.episodes, self.policy, self.instances = episodes, policy, list(instances)
+        runs, interval = len(self.instances), episodes.scenario.interval
+        longest = max(instance.steps for instance in self.instances)
+        self._cap = np.log(episodes.populations.cap[:runs])
         self._best_validation = np.full(runs, np.inf)
-        self._ended = np.zeros(runs, dtype=bool)
-        self.final_loss, self.best_loss = np.full(runs, self._cap), np.full(runs, self._cap)
-        self.curve = np.full((runs, int(-(-self._budgets.max() // scenario.interval))), self._cap)
+        self._live = np.ones(runs, dtype=bool)
+        self.final_loss, self.best_loss = self._cap.copy(), self._cap.copy()
+        self.curve = np.repeat(self._cap[:, None], -(-longest // interval), axis=1)
         self.diverged, self.lost_early = np.zeros(runs, dtype=bool), np.zeros(runs, dtype=bool)
         self.inner_steps, self.rollbacks = np.zeros(runs, dtype=np.int64), np.zeros(runs, dtype=np.int64)
         self.seconds = 0.0
 
     def play(self) -> None:
         """Trains every run to its end and fills in the record."""
-        population, started = self.population, time.perf_counter()
-        population.reset(range(len(self.instances)), self.instances)
-        self.steering.reset(np.ones(population.num_runs, dtype=bool), population.base)
-        state = self.policy.init(population.num_runs)
-        validation = np.full(population.num_runs, np.nan)
-        measured: Measured | None = None
-        for decision in range(self.curve.shape[1] + 1):
-            rolled_back = self._assess(measured, validation)
-            if decision > 0:
-                if rolled_back:
-                    validation = self._validation()
-                self._record(decision - 1, validation)
-            if self._ended.all():
-                break
-            actions, state = self.policy.act(self._observation, state)
-            self.steering.decide(actions, self.policy.levers)
-            population.set_lr_multiplier(self.steering.lr_multiplier)
-            population.set_hyperparameters(self.steering.hyperparameters(population.base))
-            measured = population.advance(self.scenario.interval).to_host()
-            validation = self._validation()
+        episodes, started = self.episodes, time.perf_counter()
+        mask = np.arange(episodes.num_envs) < len(self.instances)
+        seeds = np.zeros(episodes.num_envs, dtype=np.int64)
+        observations = episodes.reset(mask, seeds, dict(enumerate(self.instances)))
+        state = self.policy.init(episodes.num_envs)
+        width = len(self.policy.signals)
+        decision = 0
+        while self._live.any():
+            actions, state = self.policy.act(observations[:, :width], state)
+            result = episodes.step(actions, self.policy.levers)
+            observations = result.observations
+            self._record(decision, result)
+            decision += 1
         self.seconds += time.perf_counter() - started
 
-    def _assess(self, measured: Measured | None, validation: np.ndarray) -> bool:
-        """Lets the guard act and the policy observe; says whether any run was rolled back."""
-        reading = self.population.reading(measured, validation)
-        if self.missing in ("validation", "both"):
-            reading.val_loss = np.full_like(reading.val_loss, np.nan)
-        if self.missing in ("progress", "both"):
-            reading.total_steps = np.full_like(reading.total_steps, np.nan)
-        health = self.steering.assess(reading)
-        self.population.snapshot(health.stable)
-        self.population.restore(health.rollback)
-        self._lost = health.lost[: len(self.instances)]
-        self._observation = self.steering.observe(reading)
-        return bool(health.rollback.any())
-
-    def _validation(self) -> np.ndarray:
-        return self.population.evaluate("validation", self.scenario.val_examples).double().cpu().numpy()
-
-    def _bounded(self, loss: np.ndarray) -> np.ndarray:
-        return np.log(self.population.family.bounded(loss))
-
-    def _record(self, decision: int, validation: np.ndarray) -> None:
-        runs, steps = len(self.instances), self.population.steps_done
-        live, lost = ~self._ended, ~self._ended & self._lost
-        height = np.where(lost, self._cap, self._bounded(validation[:runs]))
+    def _record(self, decision: int, result: StepResult) -> None:
+        runs, live = len(self.instances), self._live
+        lost = live & result.diverged[:runs]
+        ended = live & result.terminated[:runs]
+        height = np.where(lost, self._cap, result.log_val_loss[:runs])
         self.curve[live, decision:] = height[live, None]
-        done = live & ~lost & (steps[:runs] >= self._budgets)
+        done = ended & ~lost
         better = live & ~lost & (height < self._best_validation)
         if (done | better).any():
-            test = self._test()[:runs]
-            self.best_loss[better] = self._bounded(test)[better]
-            self._best_validation[better] = height[better]
-            self.final_loss[done] = self._bounded(test)[done]
+            test, bounded = self._test()
+            self.best_loss[better], self._best_validation[better] = bounded[better], height[better]
+            self.final_loss[done] = bounded[done]
             self.diverged |= done & ~np.isfinite(test)
         self.diverged |= lost
         self.lost_early |= lost & (decision == 0)
-        ending = done | lost
-        self.inner_steps[ending] = steps[:runs][ending]
-        self.rollbacks[ending] = self.steering.guard.rollbacks[:runs][ending]
-        self._ended |= ending
+        self.inner_steps[ended] = result.step[:runs][ended]
+        self.rollbacks[ended] = self.episodes.steering.guard.rollbacks[:runs][ended]
+        self._live = live & ~ended
 
-    def _test(self) -> np.ndarray:
-        """Test losses, off the clock: no policy pays for being judged."""
-        started = time.perf_counter()
-        losses = self.population.evaluate("test").double().cpu().numpy()
+    def _test(self) -> tuple[np.ndarray, np.ndarray]:
+        """Test losses (runs,) raw and as ln of bounded ones, off the clock: no policy pays for being judged."""
+        started, runs = time.perf_counter(), len(self.instances)
+        losses = self.episodes.test_loss()
+        bounded = np.log(self.episodes.populations.bounded(losses))
         self.seconds -= time.perf_counter() - started
-        return losses
+        return losses[:runs], bounded[:runs]

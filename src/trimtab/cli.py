@@ -156,9 +156,9 @@ def _add_bench(commands: Any) -> None:
     parser.add_argument(
         "--policies",
         nargs="+",
-        required=True,
+        default=[],
         metavar="NAME|BUNDLE|module:object",
-        help="rules by name, bundles by path, or your own factories",
+        help="rules by name, bundles by path, or your own factories (default: every rule, and the default policy)",
     )
     parser.add_argument("--scenarios", nargs="+", required=True, metavar="S", help="ids or YAML files")
     parser.add_argument("--runs", type=int, default=64, metavar="N", help="runs per scenario (default: 64)")

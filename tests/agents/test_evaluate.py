@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from tests.agents.tiny import TINY, TWO
-from trimtab.agents.evaluate import Conditions, Evaluation, Evaluator, evaluate
+from trimtab.agents.conditions import Conditions
+from trimtab.agents.evaluate import Evaluation, Evaluator, evaluate
 from trimtab.errors import ConfigError, MismatchError, RangeError, UnknownNameError
 from trimtab.inner_training.guard import GuardConfig
 from trimtab.inner_training.population import Population
