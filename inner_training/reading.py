@@ -99,7 +99,9 @@ class Memory:
         self._active = np.ones(self.num_runs, dtype=bool) if active is None else active
 
     def _slot(self, key: str, value: float) -> np.ndarray:
-        return self._stored.setdefault(key, np.full(self.num_runs, value))
+        if key not in self._stored:
+            self._stored[key] = np.full(self.num_runs, value)
+        return self._stored[key]
 
     def ema(self, name: str, value: np.ndarray, decay: float) -> np.ndarray:
         """Exponential average with bias correction: weight ``1 - decay`` on the newest value."""

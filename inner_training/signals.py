@@ -147,9 +147,9 @@ def resolve_signals(names: Sequence[str]) -> tuple[Signal, ...]:
 
 def observe(signals: Sequence[Signal], reading: Reading, memory: Memory) -> np.ndarray:
     """(N, S) float32: each signal clipped to its range, 0 where it is unknown. Unread signals cost nothing."""
-    columns = np.zeros((reading.num_runs, len(signals)), dtype=np.float32)
+    columns = np.empty((reading.num_runs, len(signals)))
     with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
         for column, signal in enumerate(signals):
-            value = signal.compute(reading, memory)
-            columns[:, column] = np.clip(np.where(np.isfinite(value), value, 0.0), signal.low, signal.high)
-    return columns
+            columns[:, column] = signal.compute(reading, memory)
+    known = np.where(np.isfinite(columns), columns, 0.0)
+    return known.clip([signal.low for signal in signals], [signal.high for signal in signals]).astype(np.float32)
