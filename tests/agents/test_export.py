@@ -1,0 +1,254 @@
+"""An exported policy acts as the agent that it came from, wherever the agent is read from."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+from stable_baselines3 import PPO
+from stable_baselines3.common.vec_env import VecEnv, VecNormalize
+from torch import nn
+
+from trimtab.agents.export import learned_policy_from_sb3, run_export, save_for_export
+from trimtab.agents.normalize import Normalizer
+from trimtab.envs.catalogue import SCENARIOS
+from trimtab.envs.scenario import Scenario
+from trimtab.errors import ConfigError, MismatchError, MissingExtraError, OutputExistsError, UserError
+from trimtab.policies.bundle import load_bundle
+from trimtab.policies.manifest import MANIFEST, ONNX
+
+KINDS = ("box", "multi-discrete")
+BASE = SCENARIOS["digits-mlp"].replace(id="small")
+
+
+class Spaces(VecEnv):
+    """A vector environment of the right shapes, whose observations are noise of different scales."""
+
+    def __init__(self, scenario: Scenario) -> None:
+        signals, levers = len(scenario.signals), len(scenario.levers)
+        action: spaces.Space[Any] = spaces.Box(-1, 1, (levers,), np.float32)
+        if scenario.action == "multi-discrete":
+            action = spaces.MultiDiscrete([3] * levers)
+        super().__init__(3, spaces.Box(-1, 1, (signals,), np.float32), action)
+        self.rng = np.random.default_rng(0)
+        self.scales = self.rng.uniform(0, 1, signals)
+
+    def reset(self) -> np.ndarray:
+        return (self.rng.normal(size=(3, len(self.scales))) * self.scales).clip(-1, 1).astype(np.float32)
+
+    def step_async(self, actions: np.ndarray) -> None:
+        pass
+
+    def step_wait(self) -> Any:
+        return self.reset(), np.zeros(3, dtype=np.float32), np.zeros(3, dtype=bool), [{} for _ in range(3)]
+
+    def close(self) -> None:
+        pass
+
+    def get_attr(self, attr_name: str, indices: Any = None) -> list[Any]:
+        return [None] * 3
+
+    def set_attr(self, attr_name: str, value: Any, indices: Any = None) -> None:
+        pass
+
+    def env_method(self, method_name: str, *args: Any, indices: Any = None, **kwargs: Any) -> list[Any]:
+        return [None] * 3
+
+    def env_is_wrapped(self, wrapper_class: Any, indices: Any = None) -> list[bool]:
+        return [False] * 3
+
+
+def agent(scenario: Scenario, activation: type[nn.Module] = nn.Tanh, wrapper: type[VecNormalize] = Normalizer) -> PPO:
+    """An agent with random weights, whose actions have a standard deviation of 1 before clipping."""
+    env = wrapper(Spaces(scenario), gamma=1.0, clip_obs=2.0)
+    env.reset()
+    for _ in range(20):
+        env.step(np.zeros((3, len(scenario.levers))))
+    arch = {"pi": [24, 16], "vf": [8]}
+    model = PPO("MlpPolicy", env, n_steps=8, batch_size=24, seed=0, device="cpu",
+                policy_kwargs={"net_arch": arch, "activation_fn": activation})  # fmt: skip
+    inputs = torch.as_tensor(env.normalize_obs(observations(scenario, 500)))
+    outputs = model.policy.action_net(model.policy.mlp_extractor.forward_actor(inputs))
+    model.policy.action_net.weight.data /= outputs.std().detach()
+    return model
+
+
+def normalizer(model: PPO) -> VecNormalize:
+    env = model.get_vec_normalize_env()
+    assert env is not None
+    return env
+
+
+def observations(scenario: Scenario, rows: int = 10_000) -> np.ndarray:
+    return np.random.default_rng(1).uniform(-1, 1, (rows, len(scenario.signals))).astype(np.float32)
+
+
+def moves(model: PPO, scenario: Scenario, raw: np.ndarray) -> np.ndarray:
+    """What the agent would do, as moves."""
+    actions, _ = model.predict(normalizer(model).normalize_obs(raw), deterministic=True)
+    return actions - 1 if scenario.action == "multi-discrete" else actions
+
+
+@pytest.mark.parametrize("activation", [nn.Tanh, nn.ReLU])
+@pytest.mark.parametrize("kind", KINDS)
+def test_parity_with_predict(kind: str, activation: type[nn.Module], tmp_path: Path) -> None:
+    scenario = BASE.replace(action=kind)
+    model = agent(scenario, activation)
+    raw = observations(scenario)
+    wanted = moves(model, scenario, raw)
+    save_for_export(model, normalizer(model), scenario, tmp_path / "model.zip")
+    live = learned_policy_from_sb3(model, normalizer(model), scenario, {"algorithm": "ppo"})
+    for policy in (live, load_bundle(run_export(tmp_path / "model.zip", tmp_path / "bundle"))):
+        actual, _ = policy.act(raw, policy.init(len(raw)))
+        if kind == "box":
+            assert np.abs(actual - wanted).max() <= 1e-6
+            assert (np.abs(wanted) == 1).mean() > 0.05  # the clip matters
+        else:
+            assert (actual == wanted).all()
+            assert set(np.unique(wanted)) == {-1, 0, 1}
+
+
+def test_normalisation_is_baked_in() -> None:
+    model = agent(BASE)
+    raw = observations(BASE)
+    without, _ = model.predict(raw, deterministic=True)
+    policy = learned_policy_from_sb3(model, normalizer(model), BASE, {})
+    assert (np.abs(policy.act(raw, {})[0] - without).max(1) > 1e-3).mean() > 0.9
+
+
+def test_plain_vec_normalize_and_none_at_all() -> None:
+    model = agent(BASE, wrapper=VecNormalize)
+    raw = observations(BASE, 500)
+    for norm_obs in (True, False):
+        normalizer(model).norm_obs = norm_obs
+        policy = learned_policy_from_sb3(model, normalizer(model), BASE, {})
+        assert np.abs(policy.act(raw, {})[0] - moves(model, BASE, raw)).max() <= 1e-6
+        assert (policy.obs_low == -1).all() and (policy.obs_high == 1).all()
+
+
+def test_what_the_bundle_says() -> None:
+    model = agent(BASE)
+    policy = learned_policy_from_sb3(model, normalizer(model), BASE, {"algorithm": "ppo", "timesteps": 7})
+    assert policy.name == "small-ppo"
+    assert policy.signals == BASE.signals
+    assert tuple(policy.levers) == BASE.levers
+    assert policy.decide_every == BASE.interval
+    assert policy.provenance["timesteps"] == 7
+    seen = normalizer(model)
+    assert isinstance(seen, Normalizer)
+    assert (policy.obs_low == seen.obs_low).all() and (policy.obs_high == seen.obs_high).all()
+    assert (policy.obs_low > -1).any()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_onnx(kind: str, tmp_path: Path) -> None:
+    pytest.importorskip("onnxscript")
+    onnxruntime = pytest.importorskip("onnxruntime")
+    scenario = BASE.replace(action=kind)
+    model = agent(scenario)
+    save_for_export(model, normalizer(model), scenario, tmp_path / "model.zip")
+    bundle = run_export(tmp_path / "model.zip", tmp_path / "bundle", onnx=True)
+    manifest = json.loads((bundle / MANIFEST).read_text())
+    assert sorted(path.name for path in bundle.iterdir()) == sorted([MANIFEST, *manifest["files"]])
+    session = onnxruntime.InferenceSession((bundle / ONNX).read_bytes())
+    raw = observations(scenario, 2_000)
+    for rows in (1, 2, 2_000):
+        (actual,) = session.run(["moves"], {"observations": raw[:rows]})
+        assert actual.dtype == np.float32
+        assert np.abs(actual - moves(model, scenario, raw[:rows])).max() <= (1e-6 if kind == "box" else 0)
+
+
+def test_onnx_without_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = agent(BASE)
+    save_for_export(model, normalizer(model), BASE, tmp_path / "model.zip")
+    monkeypatch.setitem(__import__("sys").modules, "onnxscript", None)
+    with pytest.raises(MissingExtraError, match=r"pip install 'trimtab\[onnx\]'"):
+        run_export(tmp_path / "model.zip", tmp_path / "bundle", onnx=True)
+    assert not (tmp_path / "bundle").exists()
+
+
+class Bomb:
+    """Leaves a mark when it is unpickled."""
+
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self) -> Any:
+        return Path.touch, (self.mark,)
+
+
+def test_no_pickle_is_read(tmp_path: Path) -> None:
+    model = agent(BASE)
+    save_for_export(model, normalizer(model), BASE, tmp_path / "model.zip")
+    model.bomb = Bomb(tmp_path / "mark")
+    model.save(tmp_path / "model.zip")
+    with (tmp_path / "vecnormalize.pkl").open("wb") as file:
+        pickle.dump(Bomb(tmp_path / "mark"), file)
+    run_export(tmp_path / "model.zip", tmp_path / "bundle")
+    assert not (tmp_path / "mark").exists()
+    (tmp_path / "model.json").unlink()
+    with pytest.raises(UserError, match=r"write 'model.json' beside it with .*save_for_export"):
+        run_export(tmp_path / "model.zip", tmp_path / "other")
+    assert not (tmp_path / "mark").exists()
+
+
+def test_sources_that_are_none(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "a.zip").write_bytes(b"no archive")
+    (tmp_path / "text").write_text("text")
+    for name, message in (
+        ("nowhere", "does not exist; give the --out folder"),
+        ("text", "is no agent; give the --out folder"),
+        ("empty", "holds no config.yaml"),
+        ("a.zip", "save_for_export"),
+    ):
+        with pytest.raises(UserError, match=message):
+            run_export(tmp_path / name, tmp_path / "bundle")
+    assert not (tmp_path / "bundle").exists()
+
+
+def test_damaged_zip_and_companion(tmp_path: Path) -> None:
+    model = agent(BASE)
+    save_for_export(model, normalizer(model), BASE, tmp_path / "model.zip")
+    companion = tmp_path / "model.json"
+    good = companion.read_text()
+    for text in ("{", "[]", "{}", good.replace("statistics-1", "statistics-2"), good.replace('"mean"', '"moan"')):
+        companion.write_text(text)
+        with pytest.raises(ConfigError):
+            run_export(tmp_path / "model.zip", tmp_path / "bundle")
+    companion.write_text(good)
+    (tmp_path / "model.zip").write_bytes((tmp_path / "model.zip").read_bytes()[:2000])
+    with pytest.raises(UserError, match="not the .zip of an agent, or is damaged"):
+        run_export(tmp_path / "model.zip", tmp_path / "bundle")
+
+
+def test_bundle_as_source(tmp_path: Path) -> None:
+    model = agent(BASE)
+    save_for_export(model, normalizer(model), BASE, tmp_path / "model.zip")
+    bundle = run_export(tmp_path / "model.zip", tmp_path / "bundle")
+    again = run_export(bundle, tmp_path / "again")
+    assert (again / MANIFEST).read_bytes() == (bundle / MANIFEST).read_bytes()
+
+
+def test_nothing_is_overwritten(tmp_path: Path) -> None:
+    model = agent(BASE)
+    save_for_export(model, normalizer(model), BASE, tmp_path / "model.zip")
+    bundle = run_export(tmp_path / "model.zip", tmp_path / "bundle")
+    before = (bundle / MANIFEST).read_bytes()
+    with pytest.raises(OutputExistsError):
+        run_export(tmp_path / "model.zip", bundle)
+    assert (bundle / MANIFEST).read_bytes() == before
+
+
+def test_agents_that_do_not_fit() -> None:
+    model = agent(BASE)
+    with pytest.raises(MismatchError, match="signals to 4 outputs; scenario 'small' has"):
+        learned_policy_from_sb3(model, normalizer(model), BASE.replace(signals=("progress",)), {})
+    with pytest.raises(UserError, match="activation ELU cannot be exported; use nn.Tanh or nn.ReLU"):
+        learned_policy_from_sb3(agent(BASE, nn.ELU), normalizer(model), BASE, {})

@@ -1,0 +1,456 @@
+"""Training end to end on a scenario that takes no time: what it writes, logs, resumes, selects and refuses."""
+
+from __future__ import annotations
+
+import io
+import random
+import re
+from collections.abc import Iterator
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from rich.console import Console
+from stable_baselines3.common.vec_env import VecNormalize
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from tests.agents.tiny import TINY, TWO
+from trimtab.agents import train
+from trimtab.agents.checkpoints import Score, load_checkpoint
+from trimtab.agents.export import run_export
+from trimtab.agents.normalize import Normalizer
+from trimtab.agents.presets import PRESETS, PPOPreset, describe
+from trimtab.agents.progress import ProgressDisplay
+from trimtab.agents.selection import FIRST_SEED, Selection
+from trimtab.agents.train import Learner, run_train, stream_seed
+from trimtab.agents.training_folder import TrainingConfig, TrainingFolder, read_config
+from trimtab.envs.sb3_vec_env import make_vec
+from trimtab.errors import (
+    ConfigError,
+    MismatchError,
+    OutputExistsError,
+    RangeError,
+    UnknownNameError,
+    UserError,
+)
+from trimtab.policies.bundle import load_bundle
+from trimtab.policies.registry import load_policy
+
+SMALL = replace(PRESETS["ppo"], policy_layers=(8,), value_layers=(8,), n_steps=8, batch_size=16, n_epochs=2)
+ENVS = 3
+ROLLOUT = SMALL.n_steps * ENVS
+DOCS = Path(__file__).parents[2] / "docs" / "training.md"
+
+
+@pytest.fixture(autouse=True, scope="module")
+def small() -> Iterator[None]:
+    """Replaces the preset by one that learns in no time."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(PRESETS, "ppo", SMALL)
+        yield
+
+
+def learn(out: Path, rollouts: int = 4, **changes: Any) -> Path:
+    options = {"timesteps": rollouts * ROLLOUT, "seed": 3, "num_envs": ENVS, "mode": "eager", **changes}
+    return run_train(options.pop("scenario", TINY), out=out, **options)
+
+
+def logged(folder: Path) -> dict[str, list[tuple[int, float]]]:
+    """Scalars of all event files: tag to (step, value)."""
+    events = EventAccumulator(str(folder / "tensorboard"), size_guidance={"scalars": 0})
+    events.Reload()
+    return {tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("training") / "out"
+    assert learn(folder) == folder / "policy"
+    return folder
+
+
+def test_what_is_written(finished: Path) -> None:
+    assert sorted(path.name for path in finished.iterdir()) == ["checkpoints", "config.yaml", "policy", "tensorboard"]
+    assert sorted(path.name for path in (finished / "checkpoints").iterdir()) == [
+        "best.safetensors",
+        "latest.safetensors",
+    ]
+    config = yaml.safe_load((finished / "config.yaml").read_text())
+    assert config["command"].startswith("trimtab train tiny --algo ppo --timesteps 96 --num-envs 3 --seed 3")
+    assert config["scenario"] == TINY.model_dump(mode="json")
+    assert config["preset"] == SMALL.to_dict()
+    assert {"python", "torch", "trimtab", "stable-baselines3"} <= set(config["versions"])
+    assert read_config(TrainingFolder(root=finished)).preset == SMALL
+
+
+def test_bundle_is_the_best_checkpoint(finished: Path, tmp_path: Path) -> None:
+    best = load_checkpoint(finished / "checkpoints" / "best.safetensors")
+    policy = load_bundle(finished / "policy")
+    assert best.best is not None
+    assert (policy.layers[0][0] == best.tensors["policy/mlp_extractor.policy_net.0.weight"].numpy()).all()
+    assert (policy.layers[-1][1] == best.tensors["policy/action_net.bias"].numpy()).all()
+    assert policy.obs_mean.tolist() == best.normalizer["mean"]
+    assert policy.provenance["scenario"] == "tiny"
+    assert policy.provenance["timesteps"] == 4 * ROLLOUT
+    assert policy.provenance["settings"]["selected_at"] == best.steps
+    assert policy.results["selection_final_loss"] == best.best.final_loss
+    scores = logged(finished)["evaluation/final_loss"]
+    assert best.best.final_loss == pytest.approx(min(value for _, value in scores))
+    exported = run_export(finished, tmp_path / "bundle")
+    assert (exported / "policy.json").read_bytes() == (finished / "policy" / "policy.json").read_bytes()
+
+
+def test_the_score_of_the_bundle_is_the_logged_one(finished: Path) -> None:
+    score = Selection(TINY, ENVS, mode="eager").score(load_policy(str(finished / "policy")), 0)
+    best = load_checkpoint(finished / "checkpoints" / "best.safetensors").best
+    assert best is not None
+    assert score.final_loss == pytest.approx(best.final_loss, abs=1e-6)
+
+
+def test_everything_logged_is_documented(finished: Path) -> None:
+    documented = set(re.findall(r"^\| `([a-z_]+/[a-z_<>0-9]+)`", DOCS.read_text(), flags=re.MULTILINE))
+    seen = set()
+    for tag in logged(finished):
+        tag = re.sub(r"^levers/(lr|momentum)_", "levers/<lever>_", tag)
+        seen.add(re.sub(r"^reward/(?!total).*", "reward/<term>", tag))
+    assert seen == documented
+
+
+def test_presets_are_documented() -> None:
+    text = DOCS.read_text()
+    for name, value, reason in describe(PPOPreset()):
+        assert f"| `{name}` | {value} | {reason} |" in text
+    assert len(describe(PPOPreset())) == len(fields(PPOPreset))
+
+
+def test_what_is_logged(finished: Path) -> None:
+    tags = logged(finished)
+    for tag, values in tags.items():
+        assert np.isfinite([value for _, value in values]).all(), tag
+        steps = [step for step, _ in values]
+        assert steps == sorted(set(steps)), tag
+    assert [step for step, _ in tags["evaluation/final_loss"]] == [0, 2 * ROLLOUT, 4 * ROLLOUT]
+    assert [step for step, _ in tags["train/loss"]] == [ROLLOUT, 2 * ROLLOUT, 3 * ROLLOUT, 4 * ROLLOUT]
+    assert [step for step, _ in tags["reward/total"]] == [ROLLOUT, 2 * ROLLOUT, 3 * ROLLOUT, 4 * ROLLOUT]
+    parts = [tags[tag] for tag in tags if tag.startswith("reward/") and tag != "reward/total"]
+    summed = np.sum([[value for _, value in part] for part in parts], axis=0)
+    assert summed == pytest.approx([value for _, value in tags["reward/total"]], abs=1e-5)
+    quantiles = [np.array(tags[f"levers/lr_q{share}"])[:, 1] for share in (10, 50, 90)]
+    assert (quantiles[0] <= quantiles[1]).all() and (quantiles[1] < quantiles[2]).all()
+    per_step = np.array(tags["speed/run_steps_per_second"]) / np.array(tags["speed/env_steps_per_second"])
+    assert per_step[:, 1] == pytest.approx(TINY.interval, rel=1e-4)
+    events = EventAccumulator(str(finished / "tensorboard"))
+    events.Reload()
+    table = events.PluginTagToContent("hparams")
+    assert b"n_epochs" in table["_hparams_/session_start_info"]
+    assert b"evaluation/final_loss" in table["_hparams_/experiment"]
+
+
+def config(**changes: Any) -> TrainingConfig:
+    values: dict[str, Any] = {"algo": "ppo", "seed": 0, "timesteps": ROLLOUT, "num_envs": ENVS, "source": "tiny"}
+    return TrainingConfig(**{**values, "scenario": TINY, "preset": SMALL, "device": "cpu", "mode": "eager", **changes})
+
+
+def quiet() -> Console:
+    return Console(file=io.StringIO())
+
+
+def test_reward_statistics_against_the_rollout(tmp_path: Path) -> None:
+    learner = Learner(config())
+    learner.normalizer.norm_reward = False
+    learner.learn(TrainingFolder(root=tmp_path), quiet())
+    rewards = learner.model.rollout_buffer.rewards
+    assert logged(tmp_path)["reward/total"][-1] == (ROLLOUT, pytest.approx(float(rewards.mean()), abs=1e-5))
+
+
+def test_same_seed_same_policy_and_no_trace(finished: Path, tmp_path: Path) -> None:
+    torch.rand(3), np.random.rand(3), random.random()
+    states = torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()  # type: ignore[index]
+    learn(tmp_path / "again")
+    assert torch.equal(torch.get_rng_state(), states[0])
+    assert (np.random.get_state()[1] == states[1]).all()  # type: ignore[index]
+    assert random.getstate() == states[2]
+    name = "weights.safetensors"
+    assert (tmp_path / "again" / "policy" / name).read_bytes() == (finished / "policy" / name).read_bytes()
+    last = [load_checkpoint(folder / "checkpoints" / "latest.safetensors") for folder in (finished, tmp_path / "again")]
+    assert all(torch.equal(value, last[1].tensors[key]) for key, value in last[0].tensors.items())
+
+
+# --- resuming ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def resumed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any, Any]:
+    """A folder trained for 4 rollouts and resumed to 8, with the last checkpoints of both."""
+    folder = tmp_path_factory.mktemp("resumed") / "out"
+    learn(folder, 4)
+    first = load_checkpoint(folder / "checkpoints" / "latest.safetensors")
+    learn(folder, 8, resume=True)
+    return folder, first, load_checkpoint(folder / "checkpoints" / "latest.safetensors")
+
+
+def test_resume_goes_on(resumed: tuple[Path, Any, Any]) -> None:
+    folder, first, last = resumed
+    assert (first.steps, last.steps) == (4 * ROLLOUT, 8 * ROLLOUT)
+    assert last.updates == 2 * first.updates
+    names = [name for name in first.tensors if name.startswith("policy/mlp")]
+    assert not any(torch.equal(first.tensors[name], last.tensors[name]) for name in names)
+    assert last.tensors["optimizer/0/step"] > first.tensors["optimizer/0/step"]
+    assert last.normalizer["count"] > first.normalizer["count"]
+    assert last.best.final_loss <= first.best.final_loss
+    assert yaml.safe_load((folder / "config.yaml").read_text())["timesteps"] == 8 * ROLLOUT
+
+
+def test_step_axis_continues(resumed: tuple[Path, Any, Any]) -> None:
+    tags = logged(resumed[0])
+    assert [step for step, _ in tags["train/loss"]] == [count * ROLLOUT for count in range(1, 9)]
+    steps = [step for step, _ in tags["evaluation/final_loss"]]
+    assert steps == [count * ROLLOUT for count in (0, 2, 4, 8)]
+    rates = [value for _, value in tags["train/learning_rate"]]
+    assert rates[-1] == pytest.approx(SMALL.final_learning_rate)
+
+
+def test_resuming_a_finished_training_changes_nothing(resumed: tuple[Path, Any, Any]) -> None:
+    folder, _, last = resumed
+    before = (folder / "policy" / "policy.json").read_bytes()
+    learn(folder, 8, resume=True)
+    again = load_checkpoint(folder / "checkpoints" / "latest.safetensors")
+    assert all(torch.equal(value, last.tensors[name]) for name, value in again.tensors.items())
+    assert (folder / "policy" / "policy.json").read_bytes() == before
+
+
+def test_best_evaluation_is_kept(tmp_path: Path) -> None:
+    """A resumed training that only gets worse leaves the best checkpoint as it is."""
+    learn(tmp_path / "out", 4)
+    best = tmp_path / "out" / "checkpoints" / "best.safetensors"
+    before = best.read_bytes()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Selection, "score", lambda self, policy, steps: Score(steps=steps, final_loss=9.0, diverged=0.0))
+        learn(tmp_path / "out", 5, resume=True)
+    assert best.read_bytes() == before
+    assert logged(tmp_path / "out")["evaluation/final_loss"][-1] == (5 * ROLLOUT, 9.0)
+
+
+def test_interrupted_training_goes_on_from_its_last_rollout(tmp_path: Path) -> None:
+    """What was logged after the last checkpoint is dropped, so that no step is there twice."""
+    calls = 0
+
+    def interrupted(self: Any) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == 3:
+            raise KeyboardInterrupt
+        original(self)
+
+    original = train.PPO.train
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train.PPO, "train", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            learn(tmp_path / "out")
+    assert load_checkpoint(tmp_path / "out" / "checkpoints" / "latest.safetensors").steps == 2 * ROLLOUT
+    assert not (tmp_path / "out" / "policy").exists()
+    learn(tmp_path / "out", resume=True)
+    tags = logged(tmp_path / "out")
+    for tag in ("reward/total", "train/loss"):
+        assert [step for step, _ in tags[tag]] == [ROLLOUT, 2 * ROLLOUT, 3 * ROLLOUT, 4 * ROLLOUT]
+
+
+def test_resumed_episodes_are_new() -> None:
+    def seeds(steps: int) -> set[int]:
+        env = make_vec(TINY, ENVS, mode="eager")
+        env.seed(stream_seed(3, steps))
+        env.reset()
+        seen: set[int] = set()
+        for _ in range(40):
+            seen |= set(env.episodes.seeds.tolist())
+            env.step(np.zeros((ENVS, len(TINY.levers))))
+        return seen
+
+    first, second = seeds(0), seeds(2 * ROLLOUT)
+    assert len(first) > 10 and len(second) > 10
+    assert not first & second
+    assert max(first | second) < FIRST_SEED
+
+
+# --- bad input --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"algo": "ppoo"}, UnknownNameError, "unknown algorithm 'ppoo'; did you mean 'ppo'"),
+        ({"scenario": "digits-mpl"}, UnknownNameError, "unknown scenario 'digits-mpl'; did you mean 'digits-mlp'"),
+        ({"timesteps": 0}, RangeError, "timesteps is 0; it must be at least 1"),
+        ({"num_envs": 0}, RangeError, "num_envs is 0; it must be at least 1"),
+        ({"seed": -1}, RangeError, "seed is -1; it must be at least 0"),
+        ({"scenario": TWO, "num_envs": 1}, RangeError, "num_envs is 1; it must be at least 2"),
+        ({"resume": True}, UserError, "there is no checkpoint in .* to resume; train without --resume first"),
+    ],
+)
+def test_bad_input(changes: dict[str, Any], error: type[Exception], message: str, tmp_path: Path) -> None:
+    with pytest.raises(error, match=message):
+        learn(tmp_path / "out", **changes)
+    assert not (tmp_path / "out").exists()
+
+
+def test_nothing_is_overwritten(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "note").write_text("mine")
+    for name in ("file", "folder"):
+        with pytest.raises(OutputExistsError, match="already holds something; give another --out, or add --resume"):
+            learn(tmp_path / name)
+    assert (tmp_path / "file").read_text() == (tmp_path / "folder" / "note").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"seed": 4}, "has seed 3, not 4"),
+        ({"num_envs": 4}, "has num_envs 3, not 4"),
+        ({"scenario": TINY.replace(interval=4)}, "has scenario interval 5, not 4"),
+        ({"scenario": TWO}, "has scenario id 'tiny', not 'tiny-two'"),
+    ],
+)
+def test_another_training_is_not_resumed(changes: dict[str, Any], message: str, finished: Path) -> None:
+    before = (finished / "config.yaml").read_bytes()
+    with pytest.raises(MismatchError, match=message):
+        learn(finished, 8, resume=True, **changes)
+    assert (finished / "config.yaml").read_bytes() == before
+
+
+def test_damaged_configuration(tmp_path: Path) -> None:
+    folder = TrainingFolder(root=tmp_path)
+    good = config().to_yaml()
+    for text, message in (
+        ("format: another", "not the configuration of a training of this version"),
+        (good.replace("seed: 0\n", ""), "seed is missing"),
+        (good.replace("n_epochs:", "n_epoch:"), "unknown setting 'n_epoch'; did you mean 'n_epochs'"),
+        (good.replace("interval: 5", "interval: -5"), "scenario: interval"),
+    ):
+        folder.config.write_text(text)
+        with pytest.raises(UserError, match=message):
+            read_config(folder)
+    folder.config.write_text(good)
+    assert read_config(folder) == config()
+
+
+# --- parts ------------------------------------------------------------------------------------------------------
+
+
+def test_selection_against_single_runs() -> None:
+    """Two instances of each environment, one after the other, score as each would by itself."""
+    selection = Selection(TWO, 4, mode="eager")
+    policy = load_policy("cosine")
+    score = selection.score(policy_of(TWO), 7)
+    assert score == selection.score(policy_of(TWO), 7)
+    finals = []
+    for first in (True, False):
+        seeds = selection._seeds[0 if first else 1]
+        selection.episodes.reset(np.ones(4, dtype=bool), seeds)
+        ends = np.zeros(4)
+        while not selection.episodes.ended.all():
+            running = ~selection.episodes.ended
+            result = selection.episodes.step(policy_of(TWO).act(selection.episodes.observations, {})[0])
+            ends[running] = result.log_val_loss[running]
+        finals.append(ends)
+    assert score.final_loss == pytest.approx(np.mean(finals), abs=1e-6)
+    assert score.steps == 7 and 0 <= score.diverged <= 1
+    assert sorted(selection._seeds.ravel()) == [FIRST_SEED + place for place in range(8)]
+    assert policy.name == "cosine"
+
+
+def policy_of(scenario: Any) -> Any:
+    """Turns every lever up, or down, by turns of the clock."""
+
+    class Clock:
+        name, signals, levers, decide_every = "clock", scenario.signals, dict.fromkeys(scenario.levers, "moves"), None
+
+        def init(self, num_runs: int) -> dict[str, Any]:
+            return {}
+
+        def act(self, observations: np.ndarray, state: dict[str, Any]) -> tuple[np.ndarray, dict[str, Any]]:
+            up = np.sign(observations[:, self.signals.index("time")] - 0.2)
+            return np.repeat(0.3 * up[:, None], len(self.levers), 1), state
+
+    return Clock()
+
+
+def test_normalizer_is_vec_normalize() -> None:
+    options = {"gamma": 1.0, "epsilon": 1e-3, "clip_obs": 3.0}
+    ours = Normalizer(make_vec(TINY, ENVS, mode="eager"), **options)
+    theirs = VecNormalize(make_vec(TINY, ENVS, mode="eager"), **options)
+    assert (ours.reset() == theirs.reset()).all()
+    low, high = np.asarray(ours.old_obs).min(0), np.asarray(ours.old_obs).max(0)
+    action = np.full((ENVS, len(TINY.levers)), 0.5)
+    for _ in range(12):
+        for mine, other in zip(ours.step(action)[:3], theirs.step(action)[:3], strict=True):
+            assert (mine == other).all()
+        low, high = np.minimum(low, np.asarray(ours.old_obs).min(0)), np.maximum(high, np.asarray(ours.old_obs).max(0))
+    assert (ours.obs_low == low).all() and (ours.obs_high == high).all()
+    ours.training = False
+    ours.old_obs = np.asarray(ours.old_obs)
+    ours.step(-action)
+    assert (ours.obs_low == low).all()
+
+
+@pytest.mark.parametrize("kind", ["box", "multi-discrete"])
+def test_other_kinds_of_scenario(kind: str, tmp_path: Path) -> None:
+    folder = learn(tmp_path / "out", 1, scenario=TWO.replace(action=kind), timesteps=1)
+    assert load_bundle(folder).action_kind == kind
+
+
+def display(terminal: bool) -> str:
+    """What a display writes during a training of 4 steps of a fake agent."""
+
+    class Fake:
+        num_timesteps = 0
+        ep_info_buffer = ({"r": 0.5}, {"r": 1.0})
+
+    text = io.StringIO()
+    console = Console(file=text, force_terminal=terminal, width=120, _environ={})
+    shown = ProgressDisplay(4, lambda: "evaluation -0.250", console)
+    shown.model = Fake()  # type: ignore[assignment]
+    shown.on_training_start({}, {})
+    for step in range(1, 5):
+        shown.model.num_timesteps = step
+        assert shown.on_step()
+    shown.on_training_end()
+    return text.getvalue()
+
+
+def test_progress_without_a_terminal() -> None:
+    lines = display(terminal=False).splitlines()
+    assert len(lines) == 5
+    for line in lines:
+        assert re.fullmatch(r"\d/4  reward \+0\.750  \d+ steps/s  \d+:\d\d:\d\d left  evaluation -0\.250", line)
+    assert lines[-1].startswith("4/4")
+
+
+def test_progress_on_a_terminal() -> None:
+    shown = display(terminal=True)
+    assert "\x1b[?25l" in shown and shown.count("\x1b[?25h") == 1  # the cursor is hidden, and shown again
+    assert "4/4" in shown and "reward +0.750" in shown
+
+
+def test_preset_is_checked() -> None:
+    with pytest.raises(UnknownNameError, match="unknown activation 'tahn'; did you mean 'tanh'"):
+        PPOPreset(activation="tahn")
+    with pytest.raises(ConfigError, match="the preset cannot be read"):
+        PPOPreset.from_dict({"policy_layers": 3})
+
+
+@pytest.mark.parametrize("timesteps", [1, 100, 1000, 5_000, 200_000, 3_000_000])
+@pytest.mark.parametrize("num_envs", [1, 7, 64])
+def test_rollouts_fit(timesteps: int, num_envs: int) -> None:
+    settings = PPOPreset()
+    n_steps, batch = settings.rollout(timesteps, num_envs)
+    assert 2 <= n_steps <= settings.n_steps
+    assert n_steps * num_envs % batch == 0 and 1 < batch <= settings.batch_size
+    every = settings.evaluation_interval(timesteps, 500)
+    assert 2 <= timesteps / every or timesteps < 3
+    assert timesteps // every <= settings.evaluations
