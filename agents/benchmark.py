@@ -83,10 +83,11 @@ def run_bench(
 
 def _compete(fields: Sequence[Sequence[Contestant]], evaluators: Sequence[Evaluator]) -> tuple[ScenarioResult, ...]:
     results = []
-    with Watch(sum(count_evaluations(field) for field in fields)) as watch:
+    total = sum(count_evaluations(field) * one.runs for field, one in zip(fields, evaluators, strict=True))
+    with Watch(total) as watch:
         for contestants, evaluator in zip(fields, evaluators, strict=True):
-            scenario = evaluator.scenario
-            competition, entries = Competition(evaluator, watch.tick), []
+            evaluator.tick = watch.tick
+            scenario, competition, entries = evaluator.scenario, Competition(evaluator), []
             for contestant in contestants:
                 watch.say(f"{scenario.id}: {contestant.label}")
                 entries.append(competition.play(contestant))
@@ -133,7 +134,7 @@ class Watch:
     """How far a benchmark is: a live bar on a terminal, one line for each contestant elsewhere.
 
     Args:
-        total: evaluations to come.
+        total: runs to come.
     """
 
     def __init__(self, total: int) -> None:
@@ -150,9 +151,9 @@ class Watch:
     def __exit__(self, *_: object) -> None:
         self._bar.stop()
 
-    def tick(self) -> None:
-        """One evaluation is done."""
-        self._bar.advance(self._task)
+    def tick(self, ended: int) -> None:
+        """So many runs have just ended."""
+        self._bar.advance(self._task, ended)
 
     def say(self, what: str) -> None:
         """Says what comes next."""

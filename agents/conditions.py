@@ -16,6 +16,7 @@ from trimtab.inner_training.task import Instance
 from trimtab.inner_training.update_rules import UPDATE_RULES
 
 Missing = Literal["none", "validation", "progress", "both"]
+LearningRates = Mapping[str, float] | np.ndarray | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +35,7 @@ class Conditions:
 
     held_out: bool = True
     guard: GuardConfig | None = None
-    learning_rates: Mapping[str, float] | np.ndarray | None = None
+    learning_rates: LearningRates = None
     base_schedule: Literal["own", "constant"] = "own"
     missing: Missing = "none"
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -94,7 +94,7 @@ def _split(name: str) -> tuple[str, Setting]:
 
 
 def count_evaluations(contestants: Sequence[Contestant]) -> int:
-    """How many evaluations a ``Competition`` of these takes; tuned and oracle share the grid on held-out instances."""
+    """How often a ``Competition`` of these plays every run; tuned and oracle share the grid on held-out instances."""
     untuned = sum(one.setting == "untuned" for one in contestants)
     on_grid = {one.source for one in contestants if one.setting != "untuned"}
     chosen = {one.source for one in contestants if one.setting == "tuned"}
@@ -106,17 +106,16 @@ class Competition:
 
     Args:
         evaluator: the instances.
-        tick: called after each evaluation.
     """
 
-    def __init__(self, evaluator: Evaluator, tick: Callable[[], object] = lambda: None) -> None:
-        self.evaluator, self._tick = evaluator, tick
-        self._grids: dict[tuple[str, bool], tuple[Evaluation, ...]] = {}
+    def __init__(self, evaluator: Evaluator) -> None:
+        self.evaluator = evaluator
+        self._grids: dict[tuple[str, bool], list[Evaluation]] = {}
 
     def play(self, contestant: Contestant) -> Entry:
         """Evaluates one contestant on the held-out instances, tuning it first where it is to be tuned."""
         if contestant.setting == "untuned":
-            return _entry(contestant, self._evaluate(contestant.policy, Conditions()), {})
+            return _entry(contestant, self.evaluator.play(contestant.policy), {})
         grid = self._grid(contestant, held_out=True)
         if contestant.setting == "oracle":
             # The run of the grid that ends best on its own validation set; all nine are paid for.
@@ -132,19 +131,12 @@ class Competition:
         }
         return _entry(contestant, _picked(grid, choice, seconds), tuning)
 
-    def _evaluate(self, policy: Policy, conditions: Conditions) -> Evaluation:
-        evaluation = self.evaluator.play(policy, conditions)
-        self._tick()
-        return evaluation
-
-    def _grid(self, contestant: Contestant, *, held_out: bool) -> tuple[Evaluation, ...]:
+    def _grid(self, contestant: Contestant, *, held_out: bool) -> list[Evaluation]:
         key = (contestant.source, held_out)
         if key not in self._grids:
             points = [{kind: float(rates[point]) for kind, rates in GRID.items()} for point in range(POINTS)]
-            conditions = [
-                Conditions(held_out=held_out, learning_rates=rates, base_schedule="constant") for rates in points
-            ]
-            self._grids[key] = tuple(self._evaluate(contestant.policy, one) for one in conditions)
+            conditions = Conditions(held_out=held_out, base_schedule="constant")
+            self._grids[key] = self.evaluator.play_grid(contestant.policy, conditions, points)
         return self._grids[key]
 
     def _tune(self, contestant: Contestant) -> tuple[dict[str, int], dict[str, list[float]]]:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
-from trimtab.agents.conditions import Conditions, is_adaptive
+from trimtab.agents.conditions import Conditions, LearningRates, is_adaptive
 from trimtab.agents.trial import Trial
 from trimtab.envs.episode import Episodes
 from trimtab.envs.populations import Populations
@@ -108,7 +108,11 @@ class Evaluator:
         runs: instances, >= 1.
         seed: of the draw, >= 0.
         device, mode: as for ``Population``.
-        batch_of_runs: runs that advance together, at most; >= 1.
+        batch_of_runs: slots of a population, >= 1. Runs take turns in them, so that slots hardly ever idle; half as many
+            slots as runs, or fewer, is best.
+
+    Attributes:
+        tick: called with the number of runs that have just ended, for whoever shows progress.
 
     Raises:
         RangeError: a number out of its range.
@@ -122,13 +126,14 @@ class Evaluator:
         seed: int = 0,
         device: str = "cpu",
         mode: Mode = "auto",
-        batch_of_runs: int = 64,
+        batch_of_runs: int = 32,
     ) -> None:
         for name, value, low in (("runs", runs, 1), ("seed", seed, 0), ("batch_of_runs", batch_of_runs, 1)):
             if value < low:
                 raise out_of_range(name, value, low=low)
         self.scenario, self.runs, self.seed = scenario, runs, seed
-        self._device, self._mode, self._batch = device, mode, batch_of_runs
+        self._device, self._mode, self._slots = device, mode, batch_of_runs
+        self.tick: Callable[[int], object] = lambda ended: None
         self._families = [resolve_family(share.name) for share in scenario.families]
         shares = np.array([share.share for share in scenario.families])
         # Run i sits at (i + 1/2) / runs on the line of shares, so that each family gets its share of the runs.
@@ -159,66 +164,77 @@ class Evaluator:
         Raises:
             MismatchError: the policy's signals or levers do not fit the scenario.
         """
-        check_fits(policy, self.scenario)
         conditions = conditions or Conditions()
-        instances = conditions.apply(self.instances(held_out=conditions.held_out))
+        return self.play_grid(policy, conditions, [conditions.learning_rates])[0]
+
+    def play_grid(self, policy: Policy, conditions: Conditions, grid: Sequence[LearningRates]) -> list[Evaluation]:
+        """Plays every run once for each choice of learning rates, all in one queue.
+
+        Args:
+            policy: who steers.
+            conditions: but for the learning rates.
+            grid: choices of learning rates, as in ``Conditions``.
+
+        Returns:
+            One evaluation for each choice; the wall time is shared out by inner steps.
+        """
+        check_fits(policy, self.scenario)
+        drawn = self.instances(held_out=conditions.held_out)
+        instances = [one for rates in grid for one in replace(conditions, learning_rates=rates).apply(drawn)]
         scenario = conditions.shown(self.scenario, policy.signals)
         parts: list[tuple[np.ndarray, Trial]] = []
-        for index, size, places in self._batches(instances):
-            populations = self._block(index, size)
-            episodes = Episodes(scenario, size, populations=populations)
-            trial = Trial(episodes, [instances[place] for place in places], policy)
+        for index in range(len(self._families)):
+            places = np.flatnonzero(np.tile(self._family_of == index, len(grid)))
+            if len(places) == 0:
+                continue
+            populations = self._block(index)
+            episodes = Episodes(scenario, populations.num_runs, populations=populations)
+            trial = Trial(episodes, [instances[place] for place in places], policy, self.tick)
             trial.play()
             parts.append((places, trial))
         return self._collect(policy, instances, parts)
 
-    def _batches(self, instances: Sequence[Instance]) -> Iterator[tuple[int, int, np.ndarray]]:
-        """Family, size and places of runs that advance together: of similar budgets, so that they end together."""
-        budgets = np.array([instance.steps for instance in instances])
-        for index in range(len(self._families)):
-            members = np.flatnonzero(self._family_of == index)
-            if len(members) == 0:
-                continue
-            members = members[np.argsort(budgets[members], kind="stable")]
-            size = -(-len(members) // -(-len(members) // self._batch))  # batches of equal size, none above the limit
-            for start in range(0, len(members), size):
-                yield index, size, members[start : start + size]
-
-    def _block(self, index: int, size: int) -> Populations:
+    def _block(self, index: int) -> Populations:
         if index not in self._blocks:
             clip = any(lever.hyperparameter == "grad_clip" for lever in resolve_levers(self.scenario.levers))
+            slots = min(self._slots, int((self._family_of == index).sum()))
             share = self.scenario.families[index]
-            made = Populations([share], size, clip=clip, device=self._device, mode=self._mode)
+            made = Populations([share], slots, clip=clip, device=self._device, mode=self._mode)
             made.advance(1, self.scenario.val_examples)  # what is slow the first time is on nobody's clock
             self._blocks[index] = made
         return self._blocks[index]
 
     def _collect(
         self, policy: Policy, instances: Sequence[Instance], parts: Sequence[tuple[np.ndarray, Trial]]
-    ) -> Evaluation:
+    ) -> list[Evaluation]:
         order = np.argsort(np.concatenate([places for places, _ in parts]))
         width = max(trial.curve.shape[1] for _, trial in parts)
-
-        def gathered(name: str) -> np.ndarray:
+        columns = {}
+        for name in ("final_loss", "best_loss", "diverged", "lost_early", "curve", "inner_steps", "rollbacks"):
             values = [getattr(trial, name) for _, trial in parts]
             if name == "curve":
                 values = [np.pad(curve, ((0, 0), (0, width - curve.shape[1])), mode="edge") for curve in values]
-            joined: np.ndarray = np.concatenate(values)[order]
-            return joined
-
-        names = ("final_loss", "best_loss", "diverged", "lost_early", "curve", "inner_steps", "rollbacks")
-        return Evaluation(
-            policy=policy.name,
-            scenario=self.scenario.id,
-            seed=self.seed,
-            interval=self.scenario.interval,
-            keys=tuple(instance.key for instance in instances),
-            families=tuple(self._families[index].name for index in self._family_of),
-            learning_rates=np.array([instance.optimizer.lr for instance in instances]),
-            budgets=np.array([instance.steps for instance in instances]),
-            wall_seconds=sum(trial.seconds for _, trial in parts),
-            **{name: gathered(name) for name in names},
-        )
+            columns[name] = np.concatenate(values)[order]
+        columns["learning_rates"] = np.array([instance.optimizer.lr for instance in instances])
+        columns["budgets"] = np.array([instance.steps for instance in instances])
+        seconds = sum(trial.seconds for _, trial in parts)
+        found = []
+        for start in range(0, len(instances), self.runs):
+            chosen = slice(start, start + self.runs)
+            share = columns["inner_steps"][chosen].sum() / columns["inner_steps"].sum()
+            found.append(
+                Evaluation(
+                    policy=policy.name,
+                    scenario=self.scenario.id,
+                    seed=self.seed,
+                    interval=self.scenario.interval,
+                    keys=tuple(instance.key for instance in instances[chosen]),
+                    families=tuple(self._families[index].name for index in self._family_of),
+                    wall_seconds=float(seconds * share),
+                    **{name: values[chosen] for name, values in columns.items()},
+                )
+            )
+        return found
 
 
 def check_fits(policy: Policy, scenario: Scenario) -> None:
@@ -257,7 +273,7 @@ def evaluate(
     device: str = "cpu",
     mode: Mode = "auto",
     conditions: Conditions | None = None,
-    batch_of_runs: int = 64,
+    batch_of_runs: int = 32,
 ) -> Evaluation:
     """Plays a policy on instances that no policy has trained on.
 
@@ -271,7 +287,7 @@ def evaluate(
         seed: of the draw, >= 0.
         device, mode: as for ``Population``.
         conditions: None is held-out instances as they are, with the scenario's guard and nothing hidden.
-        batch_of_runs: runs that advance together, at most.
+        batch_of_runs: slots of a population, see ``Evaluator``.
 
     Raises:
         UserError: an unknown name, a number out of range, or a policy that does not fit.

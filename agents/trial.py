@@ -1,89 +1,129 @@
-"""One batch of inner runs under a policy, from their first step to their last, with a record that stops at each end."""
+"""Inner runs under a policy, from their first step to their last, with a record that stops at each end."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
 from trimtab.envs.episode import Episodes, StepResult
+from trimtab.errors import MismatchError
 from trimtab.inner_training.task import Instance
 from trimtab.policies.policy import Policy
 
 
-class Trial:
-    """Runs advance in lock-step until the last has ended; the record of each is frozen at its own end.
+def _rows(state: Any, runs: np.ndarray, policy: str) -> Any:
+    """The part of a policy's state that belongs to ``runs``."""
+    if isinstance(state, dict):
+        return {key: _rows(value, runs, policy) for key, value in state.items()}
+    if isinstance(state, list | tuple):
+        return type(state)(_rows(value, runs, policy) for value in state)
+    if isinstance(state, np.ndarray) and state.ndim > 0:
+        return state[runs]
+    raise MismatchError(
+        f"the state of policy {policy!r} holds a {type(state).__name__}; it must hold numpy arrays with a row per run"
+    )
 
-    An interval that begins within the budget is finished. The guard acts before anything is recorded, so a run that
-    is rolled back at its last decision ends with the parameters that it was rolled back to.
+
+def _put(state: Any, runs: np.ndarray, part: Any) -> None:
+    """Writes what ``_rows`` took, after a decision, back in place."""
+    if isinstance(state, np.ndarray):
+        state[runs] = part
+        return
+    for key in state if isinstance(state, dict) else range(len(state)):
+        _put(state[key], runs, part[key])
+
+
+class Trial:
+    """Runs take turns in the slots of one population, the longest first; a slot that falls free takes the next one.
+
+    The record of a run is frozen at its own end. An interval that begins within the budget is finished. The guard
+    acts before anything is recorded, so a run that is rolled back at its last decision ends with the parameters that
+    it was rolled back to.
 
     Args:
-        episodes: of one family, at least as many runs as there are instances; the others idle.
+        episodes: of one family, at most as many slots as there are instances.
         instances: of that family.
         policy: it reads the signals of the episodes, in their order.
+        tick: called with the number of runs that have just ended.
 
     Attributes:
         final_loss, best_loss: (runs,) ln bounded test loss.
         curve: (runs, decisions) ln bounded validation loss; ``decisions`` covers the longest budget.
         diverged, lost_early: (runs,) bool.
         inner_steps, rollbacks: (runs,) int64.
-        seconds: time on the clock, test losses not counted.
+        seconds: time on the clock: the policy's decisions, and training, validation and guard between them.
     """
 
-    def __init__(self, episodes: Episodes, instances: Sequence[Instance], policy: Policy) -> None:
-        self.episodes, self.policy, self.instances = episodes, policy, list(instances)
-        runs, interval = len(self.instances), episodes.scenario.interval
-        longest = max(instance.steps for instance in self.instances)
-        self._cap = np.log(episodes.populations.cap[:runs])
+    def __init__(
+        self,
+        episodes: Episodes,
+        instances: Sequence[Instance],
+        policy: Policy,
+        tick: Callable[[int], object] = lambda ended: None,
+    ) -> None:
+        self.episodes, self.policy, self.instances, self._tick = episodes, policy, list(instances), tick
+        runs, budgets = len(self.instances), np.array([instance.steps for instance in self.instances])
+        self._cap = float(np.log(episodes.populations.cap[0]))
+        self._waiting = np.argsort(budgets, kind="stable").tolist()  # the longest last, where ``pop`` takes it
         self._best_validation = np.full(runs, np.inf)
-        self._live = np.ones(runs, dtype=bool)
-        self.final_loss, self.best_loss = self._cap.copy(), self._cap.copy()
-        self.curve = np.repeat(self._cap[:, None], -(-longest // interval), axis=1)
+        self.final_loss, self.best_loss = np.full(runs, self._cap), np.full(runs, self._cap)
+        self.curve = np.full((runs, int(-(-budgets.max() // episodes.scenario.interval))), self._cap)
         self.diverged, self.lost_early = np.zeros(runs, dtype=bool), np.zeros(runs, dtype=bool)
         self.inner_steps, self.rollbacks = np.zeros(runs, dtype=np.int64), np.zeros(runs, dtype=np.int64)
         self.seconds = 0.0
+        self._run_of = np.zeros(episodes.num_envs, dtype=np.int64)  # the run in each slot
+        self._live = np.zeros(episodes.num_envs, dtype=bool)
 
     def play(self) -> None:
         """Trains every run to its end and fills in the record."""
-        episodes, started = self.episodes, time.perf_counter()
-        mask = np.arange(episodes.num_envs) < len(self.instances)
-        seeds = np.zeros(episodes.num_envs, dtype=np.int64)
-        observations = episodes.reset(mask, seeds, dict(enumerate(self.instances)))
-        state = self.policy.init(episodes.num_envs)
-        width = len(self.policy.signals)
-        decision = 0
+        episodes, policy = self.episodes, self.policy
+        state, width = policy.init(len(self.instances)), len(policy.signals)
+        self._fill(np.ones(episodes.num_envs, dtype=bool))
         while self._live.any():
-            actions, state = self.policy.act(observations[:, :width], state)
-            result = episodes.step(actions, self.policy.levers)
-            observations = result.observations
-            self._record(decision, result)
-            decision += 1
-        self.seconds += time.perf_counter() - started
+            started = time.perf_counter()
+            part = _rows(state, self._run_of, policy.name)
+            actions, part = policy.act(episodes.observations[:, :width], part)
+            _put(state, self._run_of, part)
+            result = episodes.step(actions, policy.levers)
+            self.seconds += time.perf_counter() - started
+            ended = self._record(result)
+            self._tick(int(ended.sum()))
+            self._fill(ended)
 
-    def _record(self, decision: int, result: StepResult) -> None:
-        runs, live = len(self.instances), self._live
-        lost = live & result.diverged[:runs]
-        ended = live & result.terminated[:runs]
-        height = np.where(lost, self._cap, result.log_val_loss[:runs])
-        self.curve[live, decision:] = height[live, None]
+    def _fill(self, free: np.ndarray) -> None:
+        """Starts waiting runs in free slots; a slot for which none is left idles."""
+        started = np.flatnonzero(free)[: len(self._waiting)]
+        if len(started) == 0:
+            return
+        mask = np.zeros_like(free)
+        mask[started] = True
+        self._run_of[started] = [self._waiting.pop() for _ in started]
+        instances = {int(slot): self.instances[self._run_of[slot]] for slot in started}
+        self.episodes.reset(mask, np.zeros(len(mask), dtype=np.int64), instances)
+        self._live |= mask
+
+    def _record(self, result: StepResult) -> np.ndarray:
+        """Notes what the interval led to; returns the slots whose run has ended with it."""
+        live, runs = self._live, self._run_of
+        lost, ended = live & result.diverged, live & result.terminated
+        height = np.where(lost, self._cap, result.log_val_loss)
+        decisions = self.episodes.decisions - 1
+        for slot in np.flatnonzero(live):
+            self.curve[runs[slot], decisions[slot] :] = height[slot]
         done = ended & ~lost
-        better = live & ~lost & (height < self._best_validation)
+        better = live & ~lost & (height < self._best_validation[runs])
         if (done | better).any():
-            test, bounded = self._test()
-            self.best_loss[better], self._best_validation[better] = bounded[better], height[better]
-            self.final_loss[done] = bounded[done]
-            self.diverged |= done & ~np.isfinite(test)
-        self.diverged |= lost
-        self.lost_early |= lost & (decision == 0)
-        self.inner_steps[ended] = result.step[:runs][ended]
-        self.rollbacks[ended] = self.episodes.steering.guard.rollbacks[:runs][ended]
+            test = self.episodes.test_loss()
+            bounded = np.log(self.episodes.populations.bounded(test))
+            self.best_loss[runs[better]], self._best_validation[runs[better]] = bounded[better], height[better]
+            self.final_loss[runs[done]] = bounded[done]
+            self.diverged[runs[done & ~np.isfinite(test)]] = True
+        self.diverged[runs[lost]] = True
+        self.lost_early[runs[lost & (decisions == 0)]] = True
+        self.inner_steps[runs[ended]] = result.step[ended]
+        self.rollbacks[runs[ended]] = self.episodes.steering.guard.rollbacks[ended]
         self._live = live & ~ended
-
-    def _test(self) -> tuple[np.ndarray, np.ndarray]:
-        """Test losses (runs,) raw and as ln of bounded ones, off the clock: no policy pays for being judged."""
-        started, runs = time.perf_counter(), len(self.instances)
-        losses = self.episodes.test_loss()
-        bounded = np.log(self.episodes.populations.bounded(losses))
-        self.seconds -= time.perf_counter() - started
-        return losses[:runs], bounded[:runs]
+        return ended

@@ -140,10 +140,11 @@ def test_the_table_fits_the_terminal(bench: SimpleNamespace, width: int) -> None
 def test_tuned_takes_the_best_of_the_grid_on_training_instances() -> None:
     evaluator = Evaluator(TINY, runs=8, seed=1, mode="eager")
     tuned, oracle = make_contestants(["constant@tuned", "constant@oracle"], TINY)
-    ticks: list[None] = []
-    competition = Competition(evaluator, lambda: ticks.append(None))
+    ticks: list[int] = []
+    evaluator.tick = ticks.append
+    competition = Competition(evaluator)
     entry, best = competition.play(tuned), competition.play(oracle)
-    assert len(ticks) == count_evaluations([tuned, oracle]) == 2 * POINTS
+    assert sum(ticks) == 8 * count_evaluations([tuned, oracle]) == 8 * 2 * POINTS
 
     def played(held_out: bool, point: int) -> Evaluation:
         rates = {kind: float(values[point]) for kind, values in GRID.items()}

@@ -43,9 +43,9 @@ class Spy:
 
     def act(self, observations: np.ndarray, state: dict[str, Any]) -> tuple[np.ndarray, dict[str, Any]]:
         self.seen.append(observations.copy())
-        decision = int(state["decision"][0])
-        target = self.targets[decision] if decision < len(self.targets) else 1.0
-        return np.full((len(observations), len(self.levers)), target), {"decision": state["decision"] + 1}
+        targets = np.array((*self.targets, 1.0))[np.minimum(state["decision"], len(self.targets))]
+        actions = np.repeat(targets[:, None], len(self.levers), axis=1)
+        return actions, {"decision": state["decision"] + 1}
 
 
 def play(policy: Any = "constant", scenario: Any = TINY, *, runs: int = 6, **options: Any) -> Evaluation:
@@ -134,11 +134,12 @@ def test_steps_to_target_count_until_the_curve_is_low_enough() -> None:
 # --- what may not matter ----------------------------------------------------------------------------------------
 
 
-def test_a_run_ends_at_its_own_budget_whatever_its_company() -> None:
-    together = play("greedy", runs=7)
+@pytest.mark.parametrize("policy", ["greedy", "random"])
+def test_a_run_ends_at_its_own_budget_whatever_its_company(policy: str) -> None:
+    together = play(policy, runs=7)
     assert len(set(together.budgets)) > 2
     for batch in (1, 3):
-        assert_same_runs(together, play("greedy", runs=7, batch_of_runs=batch), atol=1e-5)
+        assert_same_runs(together, play(policy, runs=7, batch_of_runs=batch), atol=1e-5)
 
 
 def test_the_same_seed_gives_every_policy_the_same_instances() -> None:
