@@ -15,13 +15,15 @@ from torch import nn
 
 from trimtab.errors import MismatchError, OutputExistsError, UserError, out_of_range, unknown
 from trimtab.inner_training.guard import GuardConfig
-from trimtab.inner_training.signals import Signal
+from trimtab.inner_training.levers import LEVERS, Lever, resolve_levers
+from trimtab.inner_training.signals import Signal, lever_signals
 from trimtab.policies.policy import Policy
 from trimtab.policies.registry import check_policy, load_policy
 from trimtab.policies.rules import RULES
 
 Mode = Literal["act", "advise"]
 UNMEASURED = ("progress", "base", "scale", "levers")  # groups of signals that need no telemetry
+FORMAT = 1  # of a saved state
 DECIDE_EVERY = 10  # optimizer steps per decision where neither the user nor the policy says otherwise
 
 
@@ -37,6 +39,24 @@ class Attachment:
     guard: GuardConfig
     stateful: tuple[Any, ...]
     audit: Path | None
+
+    def identity(self) -> dict[str, Any]:
+        """What a saved state must have in common with the controller that loads it."""
+        return {
+            "format": FORMAT,
+            "policy": self.policy.name,
+            "levers": dict(self.policy.levers),
+            "signals": list(self.policy.signals),
+            "decide_every": self.decide_every,
+            "mode": self.mode,
+        }
+
+
+def levers_of(policy: Policy) -> tuple[Lever, ...]:
+    """Levers that a policy governs, in its order, then those that it only looks at (``<lever>_position``, ...)."""
+    read = set(policy.signals)
+    seen = [name for name, lever in LEVERS.items() if any(signal.name in read for signal in lever_signals(lever))]
+    return resolve_levers(tuple(dict.fromkeys([*policy.levers, *seen])))
 
 
 def measuring_window(signals: Sequence[Signal], decide_every: int) -> int:

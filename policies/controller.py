@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from trimtab.errors import UserError
 from trimtab.inner_training.guard import GuardConfig, Health, Reason, in_words
-from trimtab.inner_training.levers import resolve_levers
 from trimtab.inner_training.reading import Reading
 from trimtab.inner_training.signals import resolve_signals
 from trimtab.inner_training.steering import Move, Steering
@@ -27,17 +26,29 @@ from trimtab.policies.plain import from_plain, to_plain
 from trimtab.policies.policy import Policy
 from trimtab.policies.trail import Decision, Event, Trail, log_mean_loss
 
-FORMAT = 1
 _ATTACHED: WeakSet[torch.optim.Optimizer] = WeakSet()
 
 
 class Controller:
-    """Steers one live run; made by ``attach``, which says what the arguments are."""
+    """Steers one live run; made by ``attach``, which says what the arguments are.
+
+    >>> weight = torch.nn.Parameter(torch.ones(2))
+    >>> optimizer = torch.optim.SGD([weight], lr=0.1)
+    >>> controller = attach(optimizer, policy="cosine", total_steps=100)
+    >>> for _ in range(50):
+    ...     optimizer.zero_grad()
+    ...     loss = (weight**2).sum()
+    ...     loss.backward()
+    ...     optimizer.step()
+    ...     decision = controller.step(loss)
+    >>> round(decision.applied["lr"], 6), optimizer.param_groups[0]["lr"]
+    (0.5, 0.1)
+    """
 
     def __init__(self, optimizer: torch.optim.Optimizer, settings: Attachment) -> None:
         self._optimizer, self._settings, self._policy = optimizer, settings, settings.policy
         signals = resolve_signals(self._policy.signals)
-        self._steering = Steering(resolve_levers(tuple(self._policy.levers)), signals, settings.guard, 1)
+        self._steering = Steering(attachment.levers_of(self._policy), signals, settings.guard, 1)
         self._policy_state = self._policy.init(1)
         self._val_loss: Tensor | float = math.nan
         self._decided_at, self._detached = 0, False
@@ -86,12 +97,15 @@ class Controller:
     @property
     def multipliers(self) -> dict[str, float]:
         """Multiplier in force for each lever, the guard's caution included; 1 is null."""
-        names = [lever.name for lever in self._steering.levers]
         if self._settings.mode == "advise" or self._detached:
-            return dict.fromkeys(names, 1.0)
-        now = dict(zip(names, self._steering.multipliers[0].tolist(), strict=True))
+            return dict.fromkeys(self._policy.levers, 1.0)
+        now = self._named(self._steering.multipliers[0])
         rate = float(self._steering.lr_multiplier[0])
         return {**now, "lr": rate} if "lr" in now or rate != 1 else now
+
+    def _named(self, row: np.ndarray) -> dict[str, float]:
+        """Values by lever; levers that the policy only looks at come last in a row, and are left out."""
+        return dict(zip(self._policy.levers, row.tolist(), strict=False))
 
     def summary(self) -> str:
         """What changed, why, and what the loss did afterwards; several lines."""
@@ -102,21 +116,20 @@ class Controller:
         """Leaves the optimizer as it was; the controller then does nothing any more."""
         if self._detached:
             return
-        self._run.detach()
+        self._run.hooks.detach()
         self._detached = True
         self._between = Decision(False, self.multipliers, "detached", False)
         _ATTACHED.discard(self._optimizer)
-        self._run.safely("the audit", lambda: self._trail.write("detached", step=self._run.steps))
+        self._run.hooks.safely("the audit", lambda: self._trail.write("detached", step=self._run.steps))
 
     # --- deciding -----------------------------------------------------------------------------------------------
 
     def _decide(self, *, measure: bool) -> Decision:
         before, step = self.multipliers, self._run.steps
-        observation, log_loss = None, None
-        self._rolled_back = False
+        observation, log_loss, rolled_back = None, None, False
         try:
             reading = self._reading(measure)
-            self._follow(self._steering.assess(reading), reading)
+            rolled_back = self._follow(self._steering.assess(reading), reading)
             log_loss = log_mean_loss(reading) if measure else None
             if self._steering.guard.lost[0]:
                 move = self._stand_back()
@@ -124,13 +137,15 @@ class Controller:
                 observation = self._steering.observe(reading)
                 move = self._ask(observation)
         except Exception as error:  # noqa: BLE001 - whatever it is, the training must not stop for it
-            self._run.say(f"a decision of policy {self._policy.name!r} failed, so every lever holds: {error!r}")
+            self._run.hooks.say(
+                "decision", f"a decision of policy {self._policy.name!r} failed, so every lever holds: {error!r}"
+            )
             move = self._steering.hold(Reason.FAULT)
         self._decided_at = step
         if measure:
             self._run.next_interval()
         after = self._take_effect(move)
-        return self._note(step, observation, move, before, after, log_loss)
+        return self._note(step, observation, move, before, after, log_loss, rolled_back)
 
     def _reading(self, measure: bool) -> Reading:
         val_loss, budget = math.nan, self._settings.total_steps
@@ -138,14 +153,14 @@ class Controller:
             val_loss, self._val_loss = float(self._val_loss), math.nan
         return self._run.reading(self._steering.levers, budget, val_loss, measure=measure)
 
-    def _follow(self, health: Health, reading: Reading) -> None:
-        if self._snapshots is None:
-            return
-        if health.rollback[0]:
+    def _follow(self, health: Health, reading: Reading) -> bool:
+        """Does what the guard concluded, and says whether the run was rolled back."""
+        if self._snapshots is not None and health.rollback[0]:
             self._snapshots.restore()
-            self._rolled_back = True
-        elif health.stable[0] and reading.measured is not None:
+            return True
+        if self._snapshots is not None and health.stable[0] and reading.measured is not None:
             self._snapshots.take(self._run.steps)
+        return False
 
     def _ask(self, observation: np.ndarray) -> Move:
         proposed, state = self._policy.act(observation, self._policy_state)
@@ -166,9 +181,9 @@ class Controller:
     def _take_effect(self, move: Move) -> dict[str, float]:
         """Applies a move, or takes it back where it is only advice; gives the multipliers that it decided on."""
         if self._settings.mode == "act":
-            self._run.safely("applying multipliers", lambda: self._run.apply(self._steering))
+            self._run.hooks.safely("applying multipliers", lambda: self._run.apply(self._steering))
             return self.multipliers
-        advised = dict(zip(self.multipliers, move.after[0].tolist(), strict=True))
+        advised = self._named(move.after[0])
         self._steering.multipliers[:] = 1.0
         self._steering.hold()
         return advised
@@ -181,26 +196,27 @@ class Controller:
         before: Mapping[str, float],
         after: Mapping[str, float],
         log_loss: float | None,
+        rolled_back: bool,
     ) -> Decision:
-        codes = int(np.bitwise_or.reduce(move.reasons[0])) | (Reason.ROLLED_BACK if self._rolled_back else 0)
+        codes = int(np.bitwise_or.reduce(move.reasons[0])) | (Reason.ROLLED_BACK if rolled_back else 0)
         applied = self.multipliers
-        names = [lever.name for lever in self._steering.levers] if observation is not None else []
+        answered = not codes & (Reason.FAULT | Reason.LOST)
         event = Event(
             step=step,
             observation=None if observation is None else observation[0],
-            proposed=dict(zip(names, move.proposed[0].tolist(), strict=bool(names))),
+            proposed=self._named(move.proposed[0]) if answered else {},
             before=before,
             after=after,
             applied=applied,
             moved=bool((move.after != move.before).any()),
             guarded=in_words(codes),
-            rolled_back=self._rolled_back,
+            rolled_back=rolled_back,
             log_loss=log_loss,
         )
-        self._run.safely("the audit", lambda: self._trail.note(event))
+        self._run.hooks.safely("the audit", lambda: self._trail.note(event))
         self._between = Decision(False, applied, "between decisions", False)
         reason = event.reason(self._settings.mode)
-        return Decision(applied != before or self._rolled_back, applied, reason, self._rolled_back)
+        return Decision(applied != before or rolled_back, applied, reason, rolled_back)
 
     # --- saving -------------------------------------------------------------------------------------------------
 
@@ -212,7 +228,7 @@ class Controller:
         """
         rate = 1.0 if self._settings.mode == "advise" else float(self._steering.lr_multiplier[0])
         return {
-            **self._identity(),
+            **self._settings.identity(),
             "lr_multiplier": rate,
             "effective_lr": [scheduled * rate for scheduled in self._run.scheduled_lr],
             "decided_at": self._decided_at,
@@ -223,16 +239,6 @@ class Controller:
             "journal": self._trail.journal.state_dict(),
         }
 
-    def _identity(self) -> dict[str, Any]:
-        return {
-            "format": FORMAT,
-            "policy": self._policy.name,
-            "levers": dict(self._policy.levers),
-            "signals": list(self._policy.signals),
-            "decide_every": self._settings.decide_every,
-            "mode": self._settings.mode,
-        }
-
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restores what ``state_dict`` gave; model, optimizer and scheduler must have been restored before.
 
@@ -240,7 +246,7 @@ class Controller:
             MismatchError: the state is of another policy or setting, or the scheduled learning rate is not the one
                 that it was saved with; nothing has been changed then.
         """
-        attachment.check_state(state, self._identity(), self._run.scheduled_lr)
+        attachment.check_state(state, self._settings.identity(), self._run.scheduled_lr)
         self._steering.load_state_dict(state["steering"])
         self._policy_state = from_plain(state["policy_state"])
         self._run.load_state_dict(state["run"])
@@ -252,7 +258,7 @@ class Controller:
             self._snapshots.clear()
             self._snapshots.take(self._run.steps)
         self._between = Decision(False, self.multipliers, "between decisions", False)
-        self._run.safely("the audit", lambda: self._trail.write("resumed", step=self._run.steps))
+        self._run.hooks.safely("the audit", lambda: self._trail.write("resumed", step=self._run.steps))
 
 
 def attach(
@@ -289,18 +295,6 @@ def attach(
 
     Raises:
         UserError: an argument cannot be used; nothing has been touched then.
-
-    >>> weight = torch.nn.Parameter(torch.ones(2))
-    >>> optimizer = torch.optim.SGD([weight], lr=0.1)
-    >>> controller = attach(optimizer, policy="cosine", total_steps=100)
-    >>> for _ in range(50):
-    ...     optimizer.zero_grad()
-    ...     loss = (weight**2).sum()
-    ...     loss.backward()
-    ...     optimizer.step()
-    ...     decision = controller.step(loss)
-    >>> round(decision.applied["lr"], 6), optimizer.param_groups[0]["lr"]
-    (0.5, 0.1)
     """
     attachment.check_optimizer(optimizer, model)
     if optimizer in _ATTACHED:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-import logging
-import types
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -18,10 +15,10 @@ from trimtab.inner_training.levers import Lever
 from trimtab.inner_training.reading import Reading
 from trimtab.inner_training.steering import Steering
 from trimtab.inner_training.telemetry import Measured, Telemetry
+from trimtab.policies.live_hooks import Moments, StepHooks
 from trimtab.policies.live_probe import LiveProbe, total_norm
 from trimtab.policies.live_values import EffectiveValues, read_value
 
-logger = logging.getLogger("trimtab")
 CLIP = "grad_clip"  # the one hyperparameter that lives outside the parameter groups
 
 
@@ -36,10 +33,7 @@ def as_scalar(name: str, value: Tensor | float) -> Tensor | float:
 
 
 class LiveRun:
-    """Hooks around ``optimizer.step``: before it, effective values and measurement; after it, the scheduled values.
-
-    Hooks are not called when a step raises, so the optimizer's ``step`` is also wrapped, only to restore then. Steps
-    that a gradient scaler skips do not count.
+    """Before each step, effective values and measurement; after it, the scheduled values.
 
     Args:
         optimizer: whose steps are the run.
@@ -61,112 +55,19 @@ class LiveRun:
         self._others: list[tuple[Lever, float]] = []
         self._losses: list[Tensor] = []
         self._recorded = 0  # the step whose loss came last
-        self._skip, self._depth = False, 0
-        self._said: set[str] = set()
-        self._initial_lr = self._initial()
-        self._handles = [
-            optimizer.register_step_pre_hook(self._pre_hook),
-            optimizer.register_step_post_hook(self._post_hook),
-        ]
-        self._wrap()
+        group = optimizer.param_groups[0]
+        self._initial_lr = float(group.get("initial_lr", group["lr"]))
+        self.hooks = StepHooks(
+            optimizer,
+            Moments(before=self._write, gradients=self._gradients, after=self._updated, outside=self._values.restore),
+        )
 
-    def _initial(self) -> float:
-        group = self.optimizer.param_groups[0]
-        return float(group.get("initial_lr", group["lr"]))
-
-    # --- hooks --------------------------------------------------------------------------------------------------
-
-    def _wrap(self) -> None:
-        optimizer = self.optimizer
-        self._own_step = vars(optimizer).get("step")
-        original = optimizer.step
-
-        @functools.wraps(type(optimizer).step)
-        def step(this: torch.optim.Optimizer, *args: Any, **kwargs: Any) -> Any:
-            del this
-            try:
-                return original(*args, **kwargs)
-            finally:
-                self._outside()
-
-        vars(step).update(getattr(original, "__dict__", {}))  # marks that schedulers left there, and look for
-        self._step = types.MethodType(step, optimizer)
-        optimizer.step = self._step  # type: ignore[method-assign]
-
-    def _outside(self) -> None:
-        """No step is under way: the scheduled values hold."""
-        self._depth = 0
-        self._values.restore()
-
-    def detach(self) -> None:
-        """Removes the hooks and the wrapper, and restores the scheduled values."""
-        for handle in self._handles:
-            handle.remove()
-        self._outside()
-        if vars(self.optimizer).get("step") is self._step:  # else somebody wrapped ours, which restores nothing now
-            if self._own_step is None:
-                del self.optimizer.step
-            else:
-                self.optimizer.step = self._own_step  # type: ignore[method-assign]
-
-    def _pre_hook(
-        self, optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-        self._depth += 1
-        if self._depth > 1:  # an optimizer whose step calls that of its parent class, which has hooks too
-            return None
-        self._values.restore()
-        found = getattr(optimizer, "found_inf", None)  # set by a gradient scaler whose fused kernel will skip
-        self._skip = found is not None and bool(found.item())
-        if self._skip:
-            return None
-        if self._before_first is not None:
-            self.safely("the first snapshot", self._before_first)
-            self._before_first = None
-        self.safely("writing effective values", self._write)
-        closure = args[1] if len(args) > 1 else kwargs.get("closure")
-        if closure is None:
-            self.safely("measuring gradients", self._gradients)
-            return None
-
-        def measured_closure() -> Any:
-            loss = closure()
-            self.safely("measuring gradients", self._gradients)
-            return loss
-
-        if len(args) > 1:
-            return (args[0], measured_closure, *args[2:]), kwargs
-        return args, {**kwargs, "closure": measured_closure}
-
-    def _post_hook(self, optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        del optimizer, args, kwargs
-        self._depth -= 1
-        if self._depth > 0:
-            return
-        self._outside()
-        if self._skip:
-            return
-        self.safely("measuring the update", self._updated)
-        self.steps += 1
-        self.position += 1
-        if self.steps - self._recorded > 2 * self.interval + 1:
-            self.say(f"controller.step(loss) was not called in the last {2 * self.interval} optimizer steps; "
-                     "call it after each optimizer.step(), or the controller cannot decide")  # fmt: skip
-
-    def safely(self, what: str, act: Callable[[], None]) -> None:
-        """Does something that the training goes on without, whatever happens in there; said once."""
-        try:
-            act()
-        except Exception as error:  # noqa: BLE001 - whatever it is, the training must not stop for it
-            self.say(f"{what} failed, and the training goes on without it: {error!r}")
-
-    def say(self, message: str) -> None:
-        """Logs a warning, once per message."""
-        if message not in self._said:
-            self._said.add(message)
-            logger.warning("%s", message)
+    # --- around a step ------------------------------------------------------------------------------------------
 
     def _write(self) -> None:
+        if self._before_first is not None:
+            first, self._before_first = self._before_first, None
+            self.hooks.safely("the first snapshot", first)
         self._values.scale_lr(self._lr_multiplier)
         for lever, multiplier in self._others:
             self._values.set(lever, multiplier)
@@ -187,6 +88,11 @@ class LiveRun:
 
     @torch.no_grad()
     def _updated(self) -> None:
+        self.steps += 1
+        self.position += 1
+        if self.steps - self._recorded > 2 * self.interval + 1:
+            self.hooks.say("forgotten", f"controller.step(loss) was not called in the last {2 * self.interval} steps; "
+                           "call it after each optimizer.step(), or the controller cannot decide")  # fmt: skip
         self.probe.after(self.parameters())
 
     # --- the face of a run --------------------------------------------------------------------------------------
@@ -238,11 +144,11 @@ class LiveRun:
     def record(self, loss: Tensor | float) -> bool:
         """Notes a step's loss without synchronising; False when no step was done since the last one."""
         value = as_scalar("loss", loss)
-        self._outside()  # a step that raised and was not called through the wrapper
+        self.hooks.outside()  # a step that raised and was not called through the wrapper
         if self.steps == self._recorded:
             if self.steps == 0:
-                self.say("controller.step was called before the first optimizer.step(); call it after each one "
-                         "(a step that a gradient scaler skipped does not count)")  # fmt: skip
+                self.hooks.say("early", "controller.step was called before the first optimizer.step(); call it after "
+                               "each one (a step that a gradient scaler skipped does not count)")  # fmt: skip
             return False
         self._recorded = self.steps
         self._losses.append(torch.as_tensor(value, dtype=torch.float32).to(self._device, non_blocking=True))

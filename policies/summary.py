@@ -105,7 +105,7 @@ class Journal:
     def text(self, policy: str, steps: int, mode: str, now: Mapping[str, float]) -> str:
         """The summary, several lines."""
         verb = "changed a lever" if mode == "act" else "would have changed a lever"
-        counts = f"{self.decisions} decisions, {self.changes} of which {verb}; {self.rollbacks} rollbacks"
+        counts = f"{self.decisions} decisions, {self.changes} of which {verb}, rollbacks: {self.rollbacks}"
         lines = [f"policy {policy}, mode {mode}: {steps} steps, {counts}"]
         for name, (low, high) in self.ranges.items():
             lines.append(f"  {name}: now x{now.get(name, 1.0):.3g}, between x{low:.3g} and x{high:.3g}")

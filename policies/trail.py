@@ -41,7 +41,7 @@ class Event:
     Attributes:
         step: optimizer steps done.
         observation: (S,) what the policy saw; None when it was not asked.
-        proposed: the policy's action for each lever; empty when it was not asked.
+        proposed: the policy's action for each lever; empty when it gave none.
         before, after: multipliers before it, and after it (in mode ``advise``: as advised).
         applied: multipliers in force after it.
         moved: the policy moved a lever (the guard's caution is not one).

@@ -21,7 +21,7 @@ from trimtab.inner_training.task import OptimizerSettings
 from trimtab.policies.controller import attach
 from trimtab.policies.policy import Kind
 
-STEPS, INTERVAL = 50, 5
+STEPS, INTERVAL = 50, 5  # a policy decides every 10 steps by default; 5 compares more decisions in as many steps
 # A live run does not know its batch size. All other signals are compared.
 SEEN = tuple(name for name in all_signals() if name != "log_batch")
 
@@ -52,13 +52,15 @@ class Wiggle:
         return actions, {"count": count + 1}
 
 
-def in_population(policy: Wiggle, settings: OptimizerSettings, schedule: BaseSchedule) -> np.ndarray:
+def in_population(
+    policy: Any, settings: OptimizerSettings, schedule: BaseSchedule, *, steps: int = STEPS, interval: int = INTERVAL
+) -> np.ndarray:
     population = Population(family(), 1, mode="eager")
     population.reset([0], [family().instance(3, settings, schedule=schedule)])
-    steering = Steering(resolve_levers(tuple(policy.levers)), resolve_signals(policy.signals), GuardConfig(), 1)
+    steering = Steering(resolve_levers(tuple(LEVERS)), resolve_signals(policy.signals), GuardConfig(), 1)
     steering.reset(np.ones(1, dtype=bool), population.base)
     state, measured, val_loss, applied = policy.init(1), None, np.full(1, np.nan), []
-    for _ in range(STEPS // INTERVAL + 1):
+    for _ in range(steps // interval + 1):
         reading = population.reading(measured, val_loss)
         health = steering.assess(reading)
         population.snapshot(health.stable)
@@ -67,13 +69,15 @@ def in_population(policy: Wiggle, settings: OptimizerSettings, schedule: BaseSch
         steering.decide(actions, policy.levers)
         population.set_lr_multiplier(steering.lr_multiplier)
         population.set_hyperparameters(steering.hyperparameters(population.base))
-        applied.append(np.append(steering.lr_multiplier, steering.multipliers[0, 1:]))
-        measured = population.advance(INTERVAL).to_host()
+        applied.append(np.append(steering.lr_multiplier, steering.multipliers[0, 1 : len(policy.levers)]))
+        measured = population.advance(interval).to_host()
         val_loss = population.evaluate("validation").numpy().astype(np.float64)
     return np.array(applied)
 
 
-def in_a_plain_loop(policy: Wiggle, settings: OptimizerSettings, schedule: BaseSchedule) -> np.ndarray:
+def in_a_plain_loop(
+    policy: Any, settings: OptimizerSettings, schedule: BaseSchedule, *, steps: int = STEPS, interval: int = INTERVAL
+) -> np.ndarray:
     instance = family().instance(3, settings, schedule=schedule)
     source = Population(family(), 1, mode="eager")
     source.reset([0], [instance])
@@ -82,17 +86,17 @@ def in_a_plain_loop(policy: Wiggle, settings: OptimizerSettings, schedule: BaseS
     scheduler = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: float(factor(schedule, np.array([step]), instance.steps)[0])
     )
-    controller = attach(optimizer, model=module, policy=policy, total_steps=instance.steps)
-    policy.seen, policy.done = policy.seen[-1:], policy.done[-1:]  # without the trial decision
+    controller = attach(optimizer, model=module, policy=policy, total_steps=instance.steps, decide_every=interval)
+    del policy.seen[:-1], policy.done[:-1]  # the trial that every policy is put to
     applied = [list(controller.multipliers.values())]
-    for step in range(STEPS):
+    for step in range(steps):
         inputs, labels = source.batch(0, step)
         optimizer.zero_grad()
         loss = family().loss(module(inputs), labels).mean()
         loss.backward()
         optimizer.step()
         scheduler.step()
-        last = (step + 1) % INTERVAL == 0
+        last = (step + 1) % interval == 0
         decision = controller.step(loss, validation_loss(module, instance) if last else None)
         if last:
             applied.append([decision.applied[name] for name in policy.levers])
@@ -114,8 +118,7 @@ SETTINGS = {
 }
 
 
-@pytest.mark.parametrize("schedule", ["constant", "cosine"])
-@pytest.mark.parametrize("name", SETTINGS)
+@pytest.mark.parametrize(("name", "schedule"), [*((name, "cosine") for name in SETTINGS), ("adam", "constant")])
 def test_observations_and_actions_are_those_of_the_population(name: str, schedule: str) -> None:
     one, other = Wiggle(), Wiggle()
     expected = in_population(one, SETTINGS[name], BaseSchedule(kind=schedule))
@@ -131,3 +134,27 @@ def test_observations_and_actions_are_those_of_the_population(name: str, schedul
     assert (expected.max(0) > 1.2 * expected.min(0)).all()
     assert expected[:, 3].min() < 0.1, "the clip is below the average gradient norm for a while"
     assert (np.concatenate(one.seen).std(0) > 0).sum() >= 30
+
+
+class Blast(Wiggle):
+    """Blows the run up at its fourth decision, and otherwise behaves."""
+
+    def act(self, observations: np.ndarray, state: dict[str, Any]) -> tuple[np.ndarray, dict[str, Any]]:
+        actions = np.where(state["count"][:, None] == 3, 1e4, 1.0)
+        self.seen.append(observations.copy())
+        self.done.append(actions)
+        return actions, {"count": state["count"] + 1}
+
+
+@pytest.mark.parametrize("name", ["sgd-momentum", "adamw"])
+def test_a_divergence_is_undone_alike(name: str) -> None:
+    runs = []
+    for play in (in_population, in_a_plain_loop):
+        policy = Blast(levers={"lr": "targets"})
+        applied = play(policy, SETTINGS[name], BaseSchedule(kind="cosine"), steps=80, interval=10)
+        runs.append((np.concatenate(policy.seen), applied))
+    (expected, multipliers), (seen, applied) = runs
+    assert expected[:, SEEN.index("rolled_back")].tolist() == [0, 0, 0, 0, 1, 0, 0, 0, 0]
+    np.testing.assert_allclose(seen, expected, atol=1e-4)
+    np.testing.assert_allclose(applied, multipliers, rtol=1e-6)
+    assert multipliers[-1, 0] == pytest.approx(0.3)
