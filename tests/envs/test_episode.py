@@ -288,3 +288,13 @@ def test_actions_that_are_no_numbers_hold() -> None:
     episodes = started(scenario(), 2)
     result = episodes.step(np.full((2, 4), np.nan))
     assert (result.multipliers == 1).all() and (result.reasons & Reason.NOT_FINITE).all()
+
+
+def test_given_instances_take_the_place_of_drawn_ones() -> None:
+    given, drawn = Episodes(scenario(), 3, mode="eager"), started(scenario(), 3)
+    instances = {run: tiny().draw(run, held_out=False) for run in range(3)}
+    given.reset(np.ones(3, dtype=bool), np.arange(3), instances)
+    assert np.array_equal(given.observations, drawn.observations)
+    again = Episodes(scenario(), 3, populations=given.populations)
+    again.reset(np.ones(3, dtype=bool), np.arange(3))
+    assert same(played(again, 3), played(drawn, 3))
