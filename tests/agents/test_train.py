@@ -15,22 +15,18 @@ import pytest
 import torch
 import yaml
 from rich.console import Console
-from stable_baselines3.common.vec_env import VecNormalize
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tests.agents.tiny import TINY, TWO
 from trimtab.agents import train
 from trimtab.agents.checkpoints import Score, load_checkpoint
 from trimtab.agents.export import run_export
-from trimtab.agents.normalize import Normalizer
 from trimtab.agents.presets import PRESETS, PPOPreset, describe
-from trimtab.agents.progress import ProgressDisplay
 from trimtab.agents.selection import FIRST_SEED, Selection
 from trimtab.agents.train import Learner, run_train, stream_seed
 from trimtab.agents.training_folder import TrainingConfig, TrainingFolder, read_config
 from trimtab.envs.sb3_vec_env import make_vec
 from trimtab.errors import (
-    ConfigError,
     MismatchError,
     OutputExistsError,
     RangeError,
@@ -178,6 +174,12 @@ def test_same_seed_same_policy_and_no_trace(finished: Path, tmp_path: Path) -> N
     assert (tmp_path / "again" / "policy" / name).read_bytes() == (finished / "policy" / name).read_bytes()
     last = [load_checkpoint(folder / "checkpoints" / "latest.safetensors") for folder in (finished, tmp_path / "again")]
     assert all(torch.equal(value, last[1].tensors[key]) for key, value in last[0].tensors.items())
+
+
+@pytest.mark.parametrize("kind", ["box", "multi-discrete"])
+def test_other_kinds_of_scenario(kind: str, tmp_path: Path) -> None:
+    folder = learn(tmp_path / "out", 1, scenario=TWO.replace(action=kind), timesteps=1)
+    assert load_bundle(folder).action_kind == kind
 
 
 # --- resuming ---------------------------------------------------------------------------------------------------
@@ -337,120 +339,3 @@ def test_damaged_configuration(tmp_path: Path) -> None:
             read_config(folder)
     folder.config.write_text(good)
     assert read_config(folder) == config()
-
-
-# --- parts ------------------------------------------------------------------------------------------------------
-
-
-def test_selection_against_single_runs() -> None:
-    """Two instances of each environment, one after the other, score as each would by itself."""
-    selection = Selection(TWO, 4, mode="eager")
-    policy = load_policy("cosine")
-    score = selection.score(policy_of(TWO), 7)
-    assert score == selection.score(policy_of(TWO), 7)
-    finals = []
-    for first in (True, False):
-        seeds = selection._seeds[0 if first else 1]
-        selection.episodes.reset(np.ones(4, dtype=bool), seeds)
-        ends = np.zeros(4)
-        while not selection.episodes.ended.all():
-            running = ~selection.episodes.ended
-            result = selection.episodes.step(policy_of(TWO).act(selection.episodes.observations, {})[0])
-            ends[running] = result.log_val_loss[running]
-        finals.append(ends)
-    assert score.final_loss == pytest.approx(np.mean(finals), abs=1e-6)
-    assert score.steps == 7 and 0 <= score.diverged <= 1
-    assert sorted(selection._seeds.ravel()) == [FIRST_SEED + place for place in range(8)]
-    assert policy.name == "cosine"
-
-
-def policy_of(scenario: Any) -> Any:
-    """Turns every lever up, or down, by turns of the clock."""
-
-    class Clock:
-        name, signals, levers, decide_every = "clock", scenario.signals, dict.fromkeys(scenario.levers, "moves"), None
-
-        def init(self, num_runs: int) -> dict[str, Any]:
-            return {}
-
-        def act(self, observations: np.ndarray, state: dict[str, Any]) -> tuple[np.ndarray, dict[str, Any]]:
-            up = np.sign(observations[:, self.signals.index("time")] - 0.2)
-            return np.repeat(0.3 * up[:, None], len(self.levers), 1), state
-
-    return Clock()
-
-
-def test_normalizer_is_vec_normalize() -> None:
-    options = {"gamma": 1.0, "epsilon": 1e-3, "clip_obs": 3.0}
-    ours = Normalizer(make_vec(TINY, ENVS, mode="eager"), **options)
-    theirs = VecNormalize(make_vec(TINY, ENVS, mode="eager"), **options)
-    assert (ours.reset() == theirs.reset()).all()
-    low, high = np.asarray(ours.old_obs).min(0), np.asarray(ours.old_obs).max(0)
-    action = np.full((ENVS, len(TINY.levers)), 0.5)
-    for _ in range(12):
-        for mine, other in zip(ours.step(action)[:3], theirs.step(action)[:3], strict=True):
-            assert (mine == other).all()
-        low, high = np.minimum(low, np.asarray(ours.old_obs).min(0)), np.maximum(high, np.asarray(ours.old_obs).max(0))
-    assert (ours.obs_low == low).all() and (ours.obs_high == high).all()
-    ours.training = False
-    ours.old_obs = np.asarray(ours.old_obs)
-    ours.step(-action)
-    assert (ours.obs_low == low).all()
-
-
-@pytest.mark.parametrize("kind", ["box", "multi-discrete"])
-def test_other_kinds_of_scenario(kind: str, tmp_path: Path) -> None:
-    folder = learn(tmp_path / "out", 1, scenario=TWO.replace(action=kind), timesteps=1)
-    assert load_bundle(folder).action_kind == kind
-
-
-def display(terminal: bool) -> str:
-    """What a display writes during a training of 4 steps of a fake agent."""
-
-    class Fake:
-        num_timesteps = 0
-        ep_info_buffer = ({"r": 0.5}, {"r": 1.0})
-
-    text = io.StringIO()
-    console = Console(file=text, force_terminal=terminal, width=120, _environ={})
-    shown = ProgressDisplay(4, lambda: "evaluation -0.250", console)
-    shown.model = Fake()  # type: ignore[assignment]
-    shown.on_training_start({}, {})
-    for step in range(1, 5):
-        shown.model.num_timesteps = step
-        assert shown.on_step()
-    shown.on_training_end()
-    return text.getvalue()
-
-
-def test_progress_without_a_terminal() -> None:
-    lines = display(terminal=False).splitlines()
-    assert len(lines) == 5
-    for line in lines:
-        assert re.fullmatch(r"\d/4  reward \+0\.750  \d+ steps/s  \d+:\d\d:\d\d left  evaluation -0\.250", line)
-    assert lines[-1].startswith("4/4")
-
-
-def test_progress_on_a_terminal() -> None:
-    shown = display(terminal=True)
-    assert "\x1b[?25l" in shown and shown.count("\x1b[?25h") == 1  # the cursor is hidden, and shown again
-    assert "4/4" in shown and "reward +0.750" in shown
-
-
-def test_preset_is_checked() -> None:
-    with pytest.raises(UnknownNameError, match="unknown activation 'tahn'; did you mean 'tanh'"):
-        PPOPreset(activation="tahn")
-    with pytest.raises(ConfigError, match="the preset cannot be read"):
-        PPOPreset.from_dict({"policy_layers": 3})
-
-
-@pytest.mark.parametrize("timesteps", [1, 100, 1000, 5_000, 200_000, 3_000_000])
-@pytest.mark.parametrize("num_envs", [1, 7, 64])
-def test_rollouts_fit(timesteps: int, num_envs: int) -> None:
-    settings = PPOPreset()
-    n_steps, batch = settings.rollout(timesteps, num_envs)
-    assert 2 <= n_steps <= settings.n_steps
-    assert n_steps * num_envs % batch == 0 and 1 < batch <= settings.batch_size
-    every = settings.evaluation_interval(timesteps, 500)
-    assert 2 <= timesteps / every or timesteps < 3
-    assert timesteps // every <= settings.evaluations
