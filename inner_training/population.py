@@ -10,27 +10,26 @@ import torch
 from torch import Tensor
 
 from trimtab.errors import UserError, out_of_range, unknown
+from trimtab.inner_training.feeding import allocate_feed, examples, write_feed
 from trimtab.inner_training.layout import FlatLayout
 from trimtab.inner_training.reading import Reading
-from trimtab.inner_training.schedules import BaseSchedule, factors
+from trimtab.inner_training.recipes import Recipes
 from trimtab.inner_training.snapshot import SnapshotRing
 from trimtab.inner_training.stepping import (
     EvaluateFunction,
-    Feed,
-    Learner,
     Mode,
     StepFunction,
+    allocate_learner,
     choose_mode,
     compiled,
-    examples,
     logger,
     make_evaluate,
     make_step,
 )
-from trimtab.inner_training.streams import MULTIPLIERS, batch_positions, walk_multipliers
+from trimtab.inner_training.streams import batch_positions
 from trimtab.inner_training.task import SPLITS, Instance, TaskFamily
 from trimtab.inner_training.telemetry import SAMPLED_STEPS, Measured, Telemetry
-from trimtab.inner_training.update_rules import HYPERPARAMETERS, UPDATE_RULES, Coefficients, interval_coefficients
+from trimtab.inner_training.update_rules import UPDATE_RULES, Coefficients
 
 EVALUATION_SLOTS = 128
 
@@ -77,50 +76,17 @@ class Population:
         self.parameter_count = self.layout.size
         self.depth = sum(len(shape) >= 2 for shape in self.layout.shapes.values())
         self._rules = {name: UPDATE_RULES[name] for name in rules}
-        self._kinds = tuple(dict.fromkeys(rule.coefficients for rule in self._rules.values()))
         self._clip = clip
-        self._allocate()
+        self._inputs = family.inputs.to(self.device)
+        self._feed = allocate_feed(family, num_runs, self.device)
+        self._learner = allocate_learner(num_runs, self.layout.width, self.device)
+        self._last_gradient = torch.zeros_like(self._learner.parameters)
+        self._recipes = Recipes(self._rules, num_runs, self.device)
+        self._split_sizes = np.ones((len(SPLITS), num_runs), dtype=np.int64)
+        self.instances: list[Instance | None] = [None] * num_runs
         self.mode = choose_mode(mode, num_runs)
         self._step, self._evaluate = self._functions()
         self._ring = SnapshotRing(self._learner)
-
-    def _allocate(self) -> None:
-        runs, width, device = self.num_runs, self.layout.width, self.device
-        self._inputs = self.family.inputs.to(device)
-        self._learner = Learner(
-            parameters=torch.zeros(runs, width, device=device),
-            first=torch.zeros(runs, width, device=device),
-            second=torch.zeros(runs, width, device=device),
-            updates=torch.zeros(runs, dtype=torch.int64, device=device),
-        )
-        whole = {"dtype": torch.int64, "device": device}
-        buffers = {
-            name: torch.zeros(runs, *buffer.shape, dtype=buffer.dtype, device=device)
-            for name, buffer in self.family.module.named_buffers()
-        }
-        self._feed = Feed(
-            rows=torch.zeros(runs, self.family.max_examples, **whole),  # type: ignore[call-overload]
-            labels=torch.zeros(runs, self.family.max_examples, dtype=self.family.label_dtype, device=device),
-            scale=torch.ones(runs, device=device),
-            seed=torch.zeros(runs, **whole),  # type: ignore[call-overload]
-            batch=torch.ones(runs, **whole),  # type: ignore[call-overload]
-            size=torch.ones(runs, **whole),  # type: ignore[call-overload]
-            walks=torch.ones(runs, MULTIPLIERS, **whole),  # type: ignore[call-overload]
-            step=torch.zeros(runs, **whole),  # type: ignore[call-overload]
-            buffers=buffers,
-        )
-        self._last_gradient = torch.zeros(runs, width, device=device)
-        self._columns = {name: torch.zeros(runs, device=device) for name in HYPERPARAMETERS}
-        self._columns["grad_clip"].fill_(torch.inf)
-        self._choice = torch.zeros(runs, dtype=torch.int64, device=device)
-        self._splits = torch.ones(len(SPLITS), 2, runs, dtype=torch.int64, device=device)
-        self._split_sizes = np.ones((len(SPLITS), runs), dtype=np.int64)
-        self.instances: list[Instance | None] = [None] * runs
-        self._schedules = [BaseSchedule()] * runs
-        self.steps_done, self.total_steps = np.zeros(runs, dtype=np.int64), np.ones(runs, dtype=np.int64)
-        self.initial_lr, self.adaptive, self.batch_size = np.ones(runs), np.zeros(runs), np.ones(runs)
-        self._base = {name: np.zeros(runs) for name in ("momentum", "weight_decay")}
-        self._lr_multiplier = np.ones(runs)
 
     def _functions(self) -> tuple[StepFunction, EvaluateFunction]:
         step = make_step(self.family, self.layout, clip=self._clip)
@@ -135,7 +101,7 @@ class Population:
                     self._call_step(
                         fast_step, torch.zeros(self.num_runs, len(Coefficients._fields), device=self.device), sample
                     )
-                self._call_evaluate(fast_evaluate, 0, 0)
+                self._call_evaluate(fast_evaluate, 0, 0, self._feed.sizes[0])
         except Exception as error:  # noqa: BLE001 - any failure of the compiler has the same remedy
             reason = str(error).strip().partition("\n")[0]
             logger.warning("the step of %s could not be compiled, so it runs eagerly: %s", self.family.name, reason)
@@ -145,12 +111,10 @@ class Population:
         return fast_step, fast_evaluate
 
     def _call_step(self, step: StepFunction, by: Tensor, sample: bool) -> tuple[Tensor, Tensor]:
-        threshold = self._columns["grad_clip"]
-        return step(self._learner, self._feed, self._inputs, self._last_gradient, by, threshold, sample)
+        return step(self._learner, self._feed, self._inputs, self._last_gradient, by, self._recipes.clip, sample)
 
-    def _call_evaluate(self, evaluate: EvaluateFunction, split: int, offset: int) -> Tensor:
-        start, size = self._splits[split]
-        shift = torch.tensor(offset, device=self.device)
+    def _call_evaluate(self, evaluate: EvaluateFunction, split: int, offset: int, size: Tensor) -> Tensor:
+        start, shift = self._feed.starts[split], torch.tensor(offset, device=self.device)
         return evaluate(self.layout.views(self._learner.parameters), self._feed, self._inputs, start, size, shift)
 
     # --- starting runs ----------------------------------------------------------------------------------------
@@ -166,9 +130,14 @@ class Population:
         for instance in instances:
             self._check(instance)
         index = torch.as_tensor(np.asarray(runs, dtype=np.int64), device=self.device)
-        self._write_maps(index, instances)
-        self._write_learner(index, instances)
-        self._write_recipes(list(runs), index, instances)
+        write_feed(self._feed, index, instances)
+        flat = self.layout.rows([instance.parameters for instance in instances])
+        self._learner.parameters[index] = torch.from_numpy(flat).to(self.device)
+        for tensor in (self._learner.first, self._learner.second, self._learner.updates, self._last_gradient):
+            tensor[index] = 0
+        self._recipes.write(runs, instances)
+        for run, instance in zip(runs, instances, strict=True):
+            self.instances[run], self._split_sizes[:, run] = instance, instance.sizes
         self._ring.forget(self._learner, index)
 
     def _check(self, instance: Instance) -> None:
@@ -183,86 +152,30 @@ class Population:
                 f"must sum to the examples and those to at most {self.family.max_examples}"
             )
 
-    def _write_maps(self, index: Tensor, instances: Sequence[Instance]) -> None:
-        width, feed = self.family.max_examples, self._feed
-        rows = np.zeros((len(instances), width), dtype=np.int64)
-        labels = np.zeros((len(instances), width), dtype=np.float64 if feed.labels.is_floating_point() else np.int64)
-        for place, instance in enumerate(instances):
-            rows[place, : len(instance.rows)] = instance.rows
-            labels[place, : len(instance.labels)] = instance.labels
-        feed.rows[index] = torch.from_numpy(rows).to(self.device)
-        feed.labels[index] = torch.from_numpy(labels).to(self.device, feed.labels.dtype)
-        sizes = np.array([instance.sizes for instance in instances], dtype=np.int64).T
-        starts = np.cumsum(sizes, 0) - sizes
-        self._splits[:, 0, index] = torch.from_numpy(starts).to(self.device)
-        self._splits[:, 1, index] = torch.from_numpy(sizes).to(self.device)
-        self._split_sizes[:, index.cpu().numpy()] = sizes
-        walks = np.stack([walk_multipliers(i.sizes[0], np.random.default_rng(i.seed)) for i in instances])
-        feed.walks[index] = torch.from_numpy(walks).to(self.device)
-        for name, values in (
-            ("scale", [instance.input_scale for instance in instances]),
-            ("seed", [instance.seed for instance in instances]),
-            ("batch", [instance.batch_size for instance in instances]),
-            ("size", [instance.sizes[0] for instance in instances]),
-        ):
-            target: Tensor = getattr(feed, name)
-            target[index] = torch.tensor(values, dtype=target.dtype, device=self.device)
-        for name, buffer in feed.buffers.items():
-            stacked = np.stack([np.asarray(instance.buffers[name]) for instance in instances])
-            buffer[index] = torch.from_numpy(stacked).to(self.device, buffer.dtype)
-        feed.step[index] = 0
-
-    def _write_learner(self, index: Tensor, instances: Sequence[Instance]) -> None:
-        flat = self.layout.rows([instance.parameters for instance in instances])
-        self._learner.parameters[index] = torch.from_numpy(flat).to(self.device)
-        for tensor in (self._learner.first, self._learner.second, self._learner.updates, self._last_gradient):
-            tensor[index] = 0
-
-    def _write_recipes(self, runs: list[int], index: Tensor, instances: Sequence[Instance]) -> None:
-        for run, instance in zip(runs, instances, strict=True):
-            self.instances[run], self._schedules[run] = instance, instance.schedule
-        settings = [instance.optimizer for instance in instances]
-        kinds = [self._rules[one.rule] for one in settings]
-        self.steps_done[runs], self.total_steps[runs] = 0, [instance.steps for instance in instances]
-        self.initial_lr[runs] = [one.lr for one in settings]
-        self.adaptive[runs] = [kind.adaptive for kind in kinds]
-        self.batch_size[runs] = [instance.batch_size for instance in instances]
-        self._base["momentum"][runs] = [one.momentum for one in settings]
-        self._base["weight_decay"][runs] = [one.weight_decay for one in settings]
-        self._lr_multiplier[runs] = 1.0
-        table = {
-            "momentum": [one.momentum for one in settings],
-            "weight_decay": [one.weight_decay for one in settings],
-            "nesterov": [float(one.nesterov) for one in settings],
-            "beta2": [one.beta2 for one in settings],
-            "eps": [one.eps for one in settings],
-            "decoupled": [float(kind.decoupled) for kind in kinds],
-            "grad_clip": [float("inf")] * len(settings),
-            "lr": [0.0] * len(settings),
-        }
-        for name, column in self._columns.items():
-            column[index] = torch.tensor(table[name], dtype=torch.float32, device=self.device)
-        choice = [self._kinds.index(kind.coefficients) for kind in kinds]
-        self._choice[index] = torch.tensor(choice, device=self.device)
-
     # --- hyperparameters --------------------------------------------------------------------------------------
+
+    @property
+    def steps_done(self) -> np.ndarray:
+        """(N,) int64 steps since the reset of each run, on the host."""
+        return self._recipes.steps_done
+
+    @property
+    def total_steps(self) -> np.ndarray:
+        """(N,) int64 budget of each run."""
+        return self._recipes.total_steps
 
     @property
     def base(self) -> dict[str, np.ndarray]:
         """Base value (N,) of each hyperparameter now: the scheduled learning rate, and what the recipe set."""
-        now = factors(self._schedules, self.steps_done[None], self.total_steps)[0]
-        return {"lr": self.initial_lr * now, **self._base, "grad_clip": np.full(self.num_runs, np.inf)}
+        return self._recipes.base
 
     def set_lr_multiplier(self, values: np.ndarray) -> None:
         """Sets the factor (N,) on the scheduled learning rate, from the next step on."""
-        self._lr_multiplier = np.array(values, dtype=np.float64)
+        self._recipes.set_lr_multiplier(values)
 
     def set_hyperparameters(self, values: Mapping[str, np.ndarray]) -> None:
         """Sets effective values (N,) of ``momentum``, ``weight_decay``, ``grad_clip`` (absolute norm, inf is off)."""
-        for name, value in values.items():
-            if name not in self._columns or name == "lr":
-                raise unknown("hyperparameter", name, [name for name in self._columns if name != "lr"])
-            self._columns[name].copy_(torch.from_numpy(np.asarray(value, dtype=np.float32)))
+        self._recipes.set_hyperparameters(values)
 
     # --- training ---------------------------------------------------------------------------------------------
 
@@ -270,7 +183,7 @@ class Population:
         """Trains every run for ``steps`` >= 1 steps; nothing synchronises with the device."""
         if steps < 1:
             raise out_of_range("steps", steps, 1)
-        coefficients = self._interval_coefficients(steps)
+        coefficients = self._recipes.coefficients(steps, self._learner.updates)
         losses, sampled = [], []
         for step in range(steps):
             sample = step >= steps - SAMPLED_STEPS
@@ -278,7 +191,7 @@ class Population:
             losses.append(loss)
             if sample:
                 sampled.append(statistics)
-        self.steps_done += steps
+        self._recipes.steps_done += steps
         self._learner.updates += steps
         last = sampled[-1]
         dot = last[1] if steps >= SAMPLED_STEPS else torch.full_like(last[1], torch.nan)
@@ -290,28 +203,17 @@ class Population:
             weight_norm=last[3],
         )
 
-    def _interval_coefficients(self, steps: int) -> Tensor:
-        when = self.steps_done[None] + np.arange(steps)[:, None]
-        scheduled = self.initial_lr * factors(self._schedules, when, self.total_steps)
-        lr = torch.from_numpy((scheduled * self._lr_multiplier).astype(np.float32)).to(self.device)
-        columns = {name: column.expand(steps, -1) for name, column in self._columns.items()}
-        count = self._learner.updates[None] + torch.arange(1, steps + 1, device=self.device)[:, None]
-        return interval_coefficients(self._kinds, self._choice, {**columns, "lr": lr}, count.float())
-
     def evaluate(self, split: str, max_examples: int | None = None) -> Tensor:
         """Mean loss (N,) over a split, on the device; over its first ``max_examples`` only, if given."""
         if split not in SPLITS:
             raise unknown("split", split, SPLITS)
         place = SPLITS.index(split)
         sizes = self._split_sizes[place] if max_examples is None else np.minimum(self._split_sizes[place], max_examples)
-        shortened = torch.from_numpy(sizes).to(self.device)
-        whole = self._splits[place, 1].clone()
-        self._splits[place, 1] = shortened
+        size = torch.from_numpy(np.ascontiguousarray(sizes)).to(self.device)
         total = torch.zeros(self.num_runs, device=self.device)
         for offset in range(0, int(sizes.max()), EVALUATION_SLOTS):
-            total = total + self._call_evaluate(self._evaluate, place, offset)
-        self._splits[place, 1] = whole
-        return total / shortened
+            total = total + self._call_evaluate(self._evaluate, place, offset, size)
+        return total / size
 
     def snapshot(self, mask: np.ndarray) -> None:
         """Notes the present of the runs in ``mask`` (bool, (N,)) as stable (see ``SnapshotRing``)."""
@@ -323,6 +225,12 @@ class Population:
         if mask.any():
             self._ring.restore(self._learner, mask)
 
+    def state_bytes(self) -> int:
+        """Bytes that grow with the number of runs: learner, last gradient, snapshots, and maps."""
+        feed = [value for value in vars(self._feed).values() if isinstance(value, Tensor)]
+        tensors = [*self._learner.tensors(), self._last_gradient, *feed, *self._feed.buffers.values()]
+        return sum(tensor.nbytes for tensor in tensors) + 2 * sum(tensor.nbytes for tensor in self._learner.tensors())
+
     # --- looking at runs --------------------------------------------------------------------------------------
 
     def parameters_of(self, run: int) -> dict[str, Tensor]:
@@ -333,9 +241,9 @@ class Population:
         """Inputs (batch, *shape) and labels (batch,) that the run is, or was, fed at ``step``."""
         feed = self._feed
         when = torch.full_like(feed.step, step)
-        positions = batch_positions(feed.seed, when, feed.batch, feed.size, feed.walks, self.family.max_batch)
+        positions = batch_positions(feed.seed, when, feed.batch, feed.sizes[0], feed.walks, self.family.max_batch)
         x, y = examples(feed, self._inputs, positions)
-        size = int(self.batch_size[run])
+        size = int(self._recipes.batch_size[run])
         return x[run, :size], y[run, :size]
 
     def reading(self, measured: Measured | None, val_loss: np.ndarray) -> Reading:
@@ -348,9 +256,9 @@ class Population:
             total_steps=self.total_steps.astype(np.float64),
             val_loss=np.asarray(val_loss, dtype=np.float64),
             parameters=np.full(runs, float(self.parameter_count)),
-            batch_size=self.batch_size.copy(),
+            batch_size=self._recipes.batch_size.copy(),
             depth=np.full(runs, float(self.depth)),
-            adaptive=self.adaptive.copy(),
+            adaptive=self._recipes.adaptive.copy(),
             base=self.base,
-            initial_lr=self.initial_lr.copy(),
+            initial_lr=self._recipes.initial_lr.copy(),
         )

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.func import functional_call, grad_and_value, vmap
 
+from trimtab.inner_training.feeding import Feed, examples
 from trimtab.inner_training.layout import FlatLayout
 from trimtab.inner_training.streams import batch_positions
 from trimtab.inner_training.task import TaskFamily
@@ -37,39 +38,18 @@ class Learner:
         return self.parameters, self.first, self.second, self.updates
 
 
-@dataclass
-class Feed:
-    """Where the examples of each run come from, and how they are taken; leading axis of runs.
-
-    Attributes:
-        rows, labels: (N, M) maps into the shared inputs, ordered train, validation, test.
-        scale: (N,) input scale.
-        seed, batch, size: (N,) int64: stream seed, examples per step, training examples.
-        walks: (N, MULTIPLIERS) int64, see ``streams.batch_positions``.
-        step: (N,) int64 steps done.
-        buffers: the module's buffers by name, (N, *shape).
-    """
-
-    rows: Tensor
-    labels: Tensor
-    scale: Tensor
-    seed: Tensor
-    batch: Tensor
-    size: Tensor
-    walks: Tensor
-    step: Tensor
-    buffers: dict[str, Tensor]
+def allocate_learner(num_runs: int, width: int, device: torch.device) -> Learner:
+    """A learner of ``num_runs`` runs at zero."""
+    return Learner(
+        parameters=torch.zeros(num_runs, width, device=device),
+        first=torch.zeros(num_runs, width, device=device),
+        second=torch.zeros(num_runs, width, device=device),
+        updates=torch.zeros(num_runs, dtype=torch.int64, device=device),
+    )
 
 
 StepFunction = Callable[..., tuple[Tensor, Tensor]]
 EvaluateFunction = Callable[..., Tensor]
-
-
-def examples(feed: Feed, inputs: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
-    """Inputs (N, B, *shape) and labels (N, B) at ``positions`` (N, B) of each run's maps."""
-    taken = inputs[feed.rows.gather(1, positions)]
-    scale = feed.scale.view(-1, *([1] * (taken.ndim - 1)))
-    return taken * scale, feed.labels.gather(1, positions)
 
 
 def norms(by_name: dict[str, Tensor]) -> Tensor:
@@ -102,7 +82,7 @@ def make_step(family: TaskFamily, layout: FlatLayout, *, clip: bool) -> StepFunc
         sample: bool,
     ) -> tuple[Tensor, Tensor]:
         parameters, first, second = learner.parameters, learner.first, learner.second
-        positions = batch_positions(feed.seed, feed.step, feed.batch, feed.size, feed.walks, slots)
+        positions = batch_positions(feed.seed, feed.step, feed.batch, feed.sizes[0], feed.walks, slots)
         x, y = examples(feed, inputs, positions)
         slot = torch.arange(slots, device=by.device)
         weight = (slot[None] < feed.batch[:, None]) / feed.batch[:, None]

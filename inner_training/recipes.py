@@ -1,0 +1,98 @@
+"""The recipes of N runs: base hyperparameters, schedules and budgets, and what multipliers make of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from trimtab.errors import unknown
+from trimtab.inner_training.schedules import BaseSchedule, factors
+from trimtab.inner_training.task import Instance
+from trimtab.inner_training.update_rules import HYPERPARAMETERS, UpdateRule, interval_coefficients
+
+
+class Recipes:
+    """Who trains how, on the host, with the effective hyperparameters on the device.
+
+    Attributes:
+        steps_done, total_steps: (N,) int64.
+        initial_lr: (N,) learning rate before schedule and multipliers.
+        adaptive: (N,) 1 for rules that divide by a second moment.
+        batch_size: (N,) examples per step.
+        clip: (N,) clip threshold, an absolute norm on the device; infinite is off.
+    """
+
+    def __init__(self, rules: Mapping[str, UpdateRule], num_runs: int, device: torch.device) -> None:
+        self._rules, self._device = dict(rules), device
+        self._kinds = tuple(dict.fromkeys(rule.coefficients for rule in rules.values()))
+        self._choice = torch.zeros(num_runs, dtype=torch.int64, device=device)
+        self._columns = {name: torch.zeros(num_runs, device=device) for name in HYPERPARAMETERS}
+        self._columns["grad_clip"].fill_(torch.inf)
+        self._schedules = [BaseSchedule()] * num_runs
+        self._base = {name: np.zeros(num_runs) for name in ("momentum", "weight_decay")}
+        self._lr_multiplier = np.ones(num_runs)
+        self.steps_done, self.total_steps = np.zeros(num_runs, dtype=np.int64), np.ones(num_runs, dtype=np.int64)
+        self.initial_lr, self.adaptive, self.batch_size = np.ones(num_runs), np.zeros(num_runs), np.ones(num_runs)
+
+    @property
+    def clip(self) -> Tensor:
+        """(N,) clip threshold on the device."""
+        return self._columns["grad_clip"]
+
+    def write(self, runs: Sequence[int], instances: Sequence[Instance]) -> None:
+        """Starts the recipes of ``instances`` in ``runs``."""
+        settings = [instance.optimizer for instance in instances]
+        kinds = [self._rules[one.rule] for one in settings]
+        for run, instance in zip(runs, instances, strict=True):
+            self._schedules[run] = instance.schedule
+        where = np.asarray(runs, dtype=np.int64)
+        self.steps_done[where], self.total_steps[where] = 0, [instance.steps for instance in instances]
+        self.initial_lr[where] = [one.lr for one in settings]
+        self.adaptive[where] = [kind.adaptive for kind in kinds]
+        self.batch_size[where] = [instance.batch_size for instance in instances]
+        self._lr_multiplier[where] = 1.0
+        index = torch.from_numpy(where).to(self._device)
+        for name, column in self._columns.items():
+            given = {"lr": 0.0, "grad_clip": np.inf}
+            values = [
+                given[name] if name in given else _setting(name, kind, one)
+                for kind, one in zip(kinds, settings, strict=True)
+            ]
+            column[index] = torch.tensor(values, dtype=torch.float32, device=self._device)
+            if name in self._base:
+                self._base[name][where] = values
+        choice = [self._kinds.index(kind.coefficients) for kind in kinds]
+        self._choice[index] = torch.tensor(choice, device=self._device)
+
+    @property
+    def base(self) -> dict[str, np.ndarray]:
+        """Base value (N,) of each hyperparameter now: the scheduled learning rate, and what the recipe set."""
+        now = factors(self._schedules, self.steps_done[None], self.total_steps)[0]
+        return {"lr": self.initial_lr * now, **self._base, "grad_clip": np.full(len(now), np.inf)}
+
+    def set_lr_multiplier(self, values: np.ndarray) -> None:
+        """Sets the factor (N,) on the scheduled learning rate, from the next step on."""
+        self._lr_multiplier = np.array(values, dtype=np.float64)
+
+    def set_hyperparameters(self, values: Mapping[str, np.ndarray]) -> None:
+        """Sets effective values (N,) of hyperparameters other than the learning rate."""
+        for name, value in values.items():
+            if name not in self._columns or name == "lr":
+                raise unknown("hyperparameter", name, [name for name in self._columns if name != "lr"])
+            self._columns[name].copy_(torch.from_numpy(np.asarray(value, dtype=np.float32)))
+
+    def coefficients(self, steps: int, updates: Tensor) -> Tensor:
+        """(K, N, 10) coefficients of the next K steps; ``updates`` (N,) int64 counts those done by the optimizer."""
+        when = self.steps_done[None] + np.arange(steps)[:, None]
+        scheduled = self.initial_lr * factors(self._schedules, when, self.total_steps)
+        lr = torch.from_numpy((scheduled * self._lr_multiplier).astype(np.float32)).to(self._device)
+        columns = {name: column.expand(steps, -1) for name, column in self._columns.items()}
+        count = updates[None] + torch.arange(1, steps + 1, device=self._device)[:, None]
+        return interval_coefficients(self._kinds, self._choice, {**columns, "lr": lr}, count.float())
+
+
+def _setting(name: str, kind: UpdateRule, settings: object) -> float:
+    return float(kind.decoupled) if name == "decoupled" else float(getattr(settings, name))
