@@ -43,15 +43,15 @@ class StepHooks:
         self._depth, self._skip = 0, False
         self._said: set[str] = set()
         self._handles = [  # never traced: where a step is compiled, the graph breaks here
-            optimizer.register_step_pre_hook(torch.compiler.disable(self._pre_hook)),
-            optimizer.register_step_post_hook(torch.compiler.disable(self._post_hook)),
+            optimizer.register_step_pre_hook(torch.compiler.disable(self._pre_hook)),  # type: ignore[no-untyped-call]
+            optimizer.register_step_post_hook(torch.compiler.disable(self._post_hook)),  # type: ignore[no-untyped-call]
         ]
         self._wrap()
 
     def _wrap(self) -> None:
         optimizer = self.optimizer
         self._own_step = vars(optimizer).get("step")
-        original, outside = optimizer.step, torch.compiler.disable(self.outside)
+        original, outside = optimizer.step, torch.compiler.disable(self.outside)  # type: ignore[no-untyped-call]
 
         @functools.wraps(type(optimizer).step)
         def step(this: torch.optim.Optimizer, *args: Any, **kwargs: Any) -> Any:

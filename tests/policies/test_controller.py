@@ -388,7 +388,7 @@ def test_a_resumed_run_rolls_back_to_where_it_resumed() -> None:
     loop = divergent(Loop(sgd))
     loop.run(20)
     state = loop.controller.state_dict()
-    other = divergent(Loop(sgd))
+    other = divergent(Loop(sgd)).run(12)
     other.model.load_state_dict(loop.model.state_dict())
     other.controller.load_state_dict(state)
     resumed = other.weights()

@@ -245,13 +245,29 @@ def test_a_step_that_raised_behind_the_wrapper_is_made_good_at_the_next_call() -
     assert seen[-1] == 0.025 and loop.optimizer.param_groups[0]["lr"] == 0.05
 
 
-def test_a_step_that_calls_its_parents_step_counts_once() -> None:
-    loop, plain = Loop(breaking), Loop(lambda p: torch.optim.SGD(p, lr=0.025, momentum=0.9))
-    loop.controller = attach(loop.optimizer, policy=Scripted([[0.5]], decide_every=5))
-    loop.run(10)
-    plain.run(10)
+def test_a_step_that_calls_its_parents_step_counts_once_and_is_measured_before_the_clip() -> None:
+    loop, plain = Loop(breaking), Loop(lambda p: torch.optim.SGD(p, lr=0.05, momentum=0.9))
+    for one in (loop, plain):
+        policy = Scripted([[0.5, 0.04]], levers={"lr": "targets", "grad_clip": "targets"})
+        one.controller = attach(one.optimizer, policy=policy)
+        one.run(20)
     assert torch.equal(loop.weights(), plain.weights())
-    assert loop.controller._run.steps == 10
+    assert loop.controller.state_dict() | {"val_loss": 0} == plain.controller.state_dict() | {"val_loss": 0}
+    assert loop.controller._run.steps == 20
+
+
+def test_groups_that_share_one_tensor_are_scaled_once() -> None:
+    def make(parameters: Any) -> torch.optim.Optimizer:
+        first, *rest = parameters
+        return torch.optim.AdamW([{"params": [first]}, {"params": rest}], lr=torch.tensor(0.5), foreach=False)
+
+    loop = Loop(make)
+    shared = loop.optimizer.param_groups[0]["lr"]
+    loop.optimizer.param_groups[1]["lr"] = shared
+    loop.controller = attach(loop.optimizer, policy=Scripted([[0.25]]))
+    seen = inside(loop.optimizer, lambda group: float(group["lr"]))
+    loop.run(2)
+    assert seen == [0.125, 0.125] and float(shared) == 0.5
 
 
 def test_a_rate_set_during_a_failed_step_is_kept() -> None:
@@ -326,6 +342,8 @@ def test_steps_that_a_gradient_scaler_skips_do_not_count() -> None:
                 twin.step()
         assert loop.controller._run.steps == twin.controller._run.steps == 12
         np.testing.assert_allclose(np.concatenate(policy.seen), np.concatenate(twin_policy.seen), atol=1e-5)
+        norms = [one.controller._steering._grad_average[0] for one in (loop, twin)]
+        assert norms[0] == pytest.approx(norms[1], rel=1e-5), "in units of the loss, not of the scaler"
         assert "rollbacks: 0" in loop.controller.summary()
 
 
