@@ -26,11 +26,11 @@ class Standing:
     """How well a training does so far.
 
     Attributes:
-        evaluated: environment steps at the last evaluation, -1 for none yet.
+        evaluated: environment steps at the last evaluation, 0 for none yet.
         last, best: the last and the best evaluation.
     """
 
-    evaluated: int = -1
+    evaluated: int = 0
     last: Score | None = None
     best: Score | None = None
 
@@ -128,7 +128,7 @@ class Evaluations(BaseCallback):
     """Evaluates between updates, logs it, and keeps the best policy.
 
     Args:
-        every: environment steps between evaluations, >= 1; one more follows the last update.
+        every: environment steps between evaluations, >= 1; the last one follows the last update.
         judge: plays the learner's policy on the selection instances.
         standing: updated in place.
         folder: of the training.
@@ -151,8 +151,7 @@ class Evaluations(BaseCallback):
         return True
 
     def _on_rollout_start(self) -> None:
-        last = self.standing.evaluated
-        if last < 0 or self.model.num_timesteps // self.every > last // self.every:
+        if self.model.num_timesteps // self.every > self.standing.evaluated // self.every:
             self._evaluate()
 
     def _on_training_end(self) -> None:

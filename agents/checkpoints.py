@@ -52,7 +52,7 @@ class Checkpoint:
         steps: environment steps done.
         updates: passes over rollouts done (``PPO._n_updates``).
         normalizer: ``Normalizer.state_dict()``.
-        evaluated: steps at the last evaluation, -1 for none yet.
+        evaluated: steps at the last evaluation, 0 for none yet.
         best: the best evaluation up to now, None for none yet.
     """
 
@@ -60,7 +60,7 @@ class Checkpoint:
     steps: int
     updates: int
     normalizer: Mapping[str, Any]
-    evaluated: int = -1
+    evaluated: int = 0
     best: Score | None = None
 
     def policy(self) -> dict[str, Tensor]:
@@ -69,7 +69,7 @@ class Checkpoint:
 
 
 def capture(
-    model: OnPolicyAlgorithm, normalizer: Normalizer, *, evaluated: int = -1, best: Score | None = None
+    model: OnPolicyAlgorithm, normalizer: Normalizer, *, evaluated: int = 0, best: Score | None = None
 ) -> Checkpoint:
     """Copies the state of a learner."""
     tensors = {f"policy/{name}": value for name, value in model.policy.state_dict().items()}

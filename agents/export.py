@@ -188,9 +188,9 @@ def run_export(source: Path, out: Path, onnx: bool = False) -> Path:
 def policy_of_training(folder: TrainingFolder) -> LearnedPolicy:
     """The learned policy of a training's best checkpoint."""
     config = read_config(folder)
-    checkpoint = load_checkpoint(folder.best)
-    if checkpoint.best is None:
-        raise UserError(f"the checkpoint {str(folder.best)!r} has no evaluation; go on with train --resume")
+    checkpoint = load_checkpoint(folder.best) if folder.best.is_file() else None
+    if checkpoint is None or checkpoint.best is None:
+        raise UserError(f"the training in {str(folder.root)!r} has not been evaluated yet; go on with train --resume")
     score = checkpoint.best
     return learned_policy(
         checkpoint.policy(),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -80,12 +81,14 @@ def to_onnx(policy: LearnedPolicy) -> bytes:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keeps torch's exporter from warning that torchvision is not installed."""
+    """Keeps torch's exporter from warning of itself: of a deprecated call, and that torchvision is not installed."""
     logger = logging.getLogger("torch.onnx")
     before = logger.level
     logger.setLevel(logging.ERROR)
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", ".isinstance.treespec, LeafSpec.. is deprecated", FutureWarning)
+            yield
     finally:
         logger.setLevel(before)
 

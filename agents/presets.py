@@ -38,9 +38,11 @@ class PPOPreset:
     activation: str = _setting("tanh", "activation of both networks: tanh or relu")
     log_std_init: float = _setting(-0.5, "log standard deviation of the first moves; 0.6 of a lever's rate limit")
     obs_clip: float = _setting(10.0, "clip of normalised observations")
-    obs_epsilon: float = _setting(1e-3, "added to variances: a signal that hardly varies in training is not blown up")
+    obs_epsilon: float = _setting(
+        1e-2, "added to variances; a signal that never varies in training may do so later, and is not blown up"
+    )
     reward_clip: float = _setting(10.0, "clip of normalised rewards")
-    evaluations: int = _setting(10, "evaluations on the selection instances at most, the first before any learning")
+    evaluations: int = _setting(10, "evaluations on the selection instances at most, at equal distances")
     evaluation_share: float = _setting(0.15, "environment steps spent on them per step of training, but at least 3")
 
     def __post_init__(self) -> None:
@@ -83,10 +85,10 @@ class PPOPreset:
             cost: environment steps that one evaluation takes.
 
         >>> PPOPreset().evaluation_interval(200_000, 7_500)
-        66666
+        50000
         """
-        count = max(3, min(self.evaluations, int(self.evaluation_share * timesteps / cost)))
-        return max(1, timesteps // (count - 1))
+        count = max(3, min(self.evaluations, round(self.evaluation_share * timesteps / cost)))
+        return -(-timesteps // count)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain numbers, strings and lists, for YAML."""

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import numpy as np
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
+from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from stable_baselines3.common.callbacks import BaseCallback
 
 LINES = 20  # plain lines of a whole training
@@ -57,7 +57,7 @@ class ProgressDisplay(BaseCallback):
         self._begun, self._first = time.perf_counter(), self.model.num_timesteps
         self._next_line = self._first
         if self.console.is_terminal:
-            columns = (TextColumn("train"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"))
+            columns = BarColumn(10), TextColumn("{task.percentage:.0f}%"), TextColumn("{task.description}")
             self._bar = Progress(*columns, console=self.console, refresh_per_second=4)
             self._task = self._bar.add_task("", total=self.total, completed=self._first)
             self._bar.start()

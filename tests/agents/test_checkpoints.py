@@ -98,7 +98,7 @@ def test_capture_is_a_copy(checkpoint: Checkpoint) -> None:
     before = {name: value.clone() for name, value in kept.tensors.items()}
     model.learn(24)
     assert all(torch.equal(value, before[name]) for name, value in kept.tensors.items())
-    assert kept.best is None and kept.evaluated == -1
+    assert kept.best is None and kept.evaluated == 0
 
 
 def test_other_shapes_are_refused(checkpoint: Checkpoint) -> None:

@@ -129,7 +129,7 @@ def test_what_is_logged(finished: Path) -> None:
         assert np.isfinite([value for _, value in values]).all(), tag
         steps = [step for step, _ in values]
         assert steps == sorted(set(steps)), tag
-    assert [step for step, _ in tags["evaluation/final_loss"]] == [0, 2 * ROLLOUT, 4 * ROLLOUT]
+    assert [step for step, _ in tags["evaluation/final_loss"]] == [2 * ROLLOUT, 3 * ROLLOUT, 4 * ROLLOUT]
     assert [step for step, _ in tags["train/loss"]] == [ROLLOUT, 2 * ROLLOUT, 3 * ROLLOUT, 4 * ROLLOUT]
     assert [step for step, _ in tags["reward/total"]] == [ROLLOUT, 2 * ROLLOUT, 3 * ROLLOUT, 4 * ROLLOUT]
     parts = [tags[tag] for tag in tags if tag.startswith("reward/") and tag != "reward/total"]
@@ -211,7 +211,7 @@ def test_step_axis_continues(resumed: tuple[Path, Any, Any]) -> None:
     tags = logged(resumed[0])
     assert [step for step, _ in tags["train/loss"]] == [count * ROLLOUT for count in range(1, 9)]
     steps = [step for step, _ in tags["evaluation/final_loss"]]
-    assert steps == [count * ROLLOUT for count in (0, 2, 4, 8)]
+    assert steps == [count * ROLLOUT for count in (2, 3, 4, 6, 8)]
     rates = [value for _, value in tags["train/learning_rate"]]
     assert rates[-1] == pytest.approx(SMALL.final_learning_rate)
 
@@ -339,3 +339,5 @@ def test_damaged_configuration(tmp_path: Path) -> None:
             read_config(folder)
     folder.config.write_text(good)
     assert read_config(folder) == config()
+    with pytest.raises(UserError, match="has not been evaluated yet; go on with train --resume"):
+        run_export(tmp_path, tmp_path / "bundle")
