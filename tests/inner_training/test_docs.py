@@ -1,0 +1,26 @@
+"""The pages on signals and levers name every entry of their tables, with its formula."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from trimtab.inner_training.levers import LEVERS
+from trimtab.inner_training.signals import SIGNALS
+
+DOCS = Path(__file__).parents[2] / "docs"
+
+
+@pytest.mark.parametrize("name", SIGNALS)
+def test_every_signal_has_a_row(name: str) -> None:
+    signal = SIGNALS[name]
+    doc = signal.doc.replace("|", "\\|")
+    assert f"| {signal.group} | `{name}` | {doc} |" in (DOCS / "signals.md").read_text()
+
+
+@pytest.mark.parametrize("name", LEVERS)
+def test_every_lever_has_a_row(name: str) -> None:
+    lever = LEVERS[name]
+    row = f"| `{name}` | {lever.doc} | {lever.low:g} to {lever.high:g} | {lever.rate:g} | {lever.target_low:g} |"
+    assert row in (DOCS / "levers.md").read_text()
