@@ -197,6 +197,17 @@ def test_a_run_lost_in_the_first_interval_is_counted_apart() -> None:
     assert (found.learning_rates == rates).all()
 
 
+def test_a_run_ruined_by_its_very_last_step_has_diverged() -> None:
+    """No measurement shows it: the loss of a step is taken before the step."""
+    evaluator = Evaluator(TINY.replace(interval=1), runs=1, mode="eager")
+    budget = evaluator.instances()[0].steps
+    last = Spy((1e-22,) * (budget - 1) + (1.0,))
+    rates = Conditions(guard=UNGUARDED, learning_rates=np.array([1e20]), base_schedule="constant")
+    found = evaluator.play(last, rates)
+    assert found.diverged.all() and not found.lost_early.any() and found.inner_steps[0] == budget
+    assert found.final_loss[0] == found.final_validation_loss[0] == cap() > found.best_loss[0]
+
+
 def test_the_guard_rescues_and_is_counted() -> None:
     rates = {"sgd": 1e3, "adaptive": 0.01}
     lost, saved = (play(guard=guard, learning_rates=rates, runs=8) for guard in (UNGUARDED, None))
