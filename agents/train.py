@@ -93,15 +93,17 @@ def run_train(
         mode=mode,
         source=scenario.id if isinstance(scenario, Scenario) else str(scenario),
     )
-    checkpoint = None
-    if resume:
-        config = config_to_resume(folder, config)
-        checkpoint = load_checkpoint(folder.latest)
-    else:
+    if not resume:
         check_free(folder)
+        return _train(config, folder, None)
+    return _train(config_to_resume(folder, config), folder, load_checkpoint(folder.latest))
+
+
+def _train(config: TrainingConfig, folder: TrainingFolder, checkpoint: Checkpoint | None) -> Path:
+    """Trains from the start, or from a checkpoint, and writes the bundle."""
     console = Console(stderr=True)
     with _own_randomness():
-        say(console, f"preparing {num_envs} inner runs of {config.scenario.id}")
+        say(console, f"preparing {config.num_envs} inner runs of {config.scenario.id}")
         learner = Learner(config, checkpoint)
         write_config(folder, config)
         learner.learn(folder, console)
