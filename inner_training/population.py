@@ -17,6 +17,7 @@ from trimtab.inner_training.recipes import Recipes
 from trimtab.inner_training.snapshot import SnapshotRing
 from trimtab.inner_training.stepping import (
     EvaluateFunction,
+    Learner,
     Mode,
     StepFunction,
     allocate_learner,
@@ -98,7 +99,7 @@ class Population:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", DeprecationWarning)  # the compiler imports deprecated parts of torch
                 for sample in (False, True):
-                    self._call_step(
+                    self._take_step(
                         fast_step, torch.zeros(self.num_runs, len(Coefficients._fields), device=self.device), sample
                     )
                 self._call_evaluate(fast_evaluate, 0, 0, self._feed.sizes[0])
@@ -106,12 +107,20 @@ class Population:
             reason = str(error).strip().partition("\n")[0]
             logger.warning("the step of %s could not be compiled, so it runs eagerly: %s", self.family.name, reason)
             self.mode, fast_step, fast_evaluate = "eager", step, evaluate
-        for tensor in (*self._learner.tensors(), self._feed.step, self._last_gradient):
-            tensor.zero_()
+        self._learner = allocate_learner(self.num_runs, self.layout.width, self.device)
+        self._feed.step.zero_()
         return fast_step, fast_evaluate
 
-    def _call_step(self, step: StepFunction, by: Tensor, sample: bool) -> tuple[Tensor, Tensor]:
-        return step(self._learner, self._feed, self._inputs, self._last_gradient, by, self._recipes.clip, sample)
+    def _take_step(self, step: StepFunction, by: Tensor, sample: bool) -> tuple[Tensor, Tensor | None]:
+        """Advances the learner by one step; returns the loss (N,) and, when sampling, the statistics (4, N)."""
+        moving, clip = self._learner[:3], self._recipes.clip
+        result = step(moving, self._feed, self._inputs, self._last_gradient, by, clip, sample)
+        self._learner = Learner(result[0], result[1], result[2], self._learner.updates)
+        self._feed.step += 1
+        if not sample:
+            return result[3], None
+        self._last_gradient = result[4]
+        return result[3], result[5]
 
     def _call_evaluate(self, evaluate: EvaluateFunction, split: int, offset: int, size: Tensor) -> Tensor:
         start, shift = self._feed.starts[split], torch.tensor(offset, device=self.device)
@@ -132,13 +141,12 @@ class Population:
         index = torch.as_tensor(np.asarray(runs, dtype=np.int64), device=self.device)
         write_feed(self._feed, index, instances)
         flat = self.layout.rows([instance.parameters for instance in instances])
-        self._learner.parameters[index] = torch.from_numpy(flat).to(self.device)
-        for tensor in (self._learner.first, self._learner.second, self._learner.updates, self._last_gradient):
-            tensor[index] = 0
+        self._learner = self._learner.overwritten(index, torch.from_numpy(flat).to(self.device))
         self._recipes.write(runs, instances)
         for run, instance in zip(runs, instances, strict=True):
             self.instances[run], self._split_sizes[:, run] = instance, instance.sizes
-        self._ring.forget(self._learner, index)
+        chosen = torch.zeros(self.num_runs, dtype=torch.bool, device=self.device).index_fill(0, index, True)
+        self._ring.forget(self._learner, chosen)
 
     def _check(self, instance: Instance) -> None:
         if instance.optimizer.rule not in self._rules:
@@ -187,12 +195,12 @@ class Population:
         losses, sampled = [], []
         for step in range(steps):
             sample = step >= steps - SAMPLED_STEPS
-            loss, statistics = self._call_step(self._step, coefficients[step], sample)
+            loss, statistics = self._take_step(self._step, coefficients[step], sample)
             losses.append(loss)
-            if sample:
+            if statistics is not None:
                 sampled.append(statistics)
         self._recipes.steps_done += steps
-        self._learner.updates += steps
+        self._learner = self._learner._replace(updates=self._learner.updates + steps)
         last = sampled[-1]
         dot = last[1] if steps >= SAMPLED_STEPS else torch.full_like(last[1], torch.nan)
         return Telemetry(
@@ -223,13 +231,13 @@ class Population:
     def restore(self, mask: np.ndarray) -> None:
         """Puts parameters and optimizer state of the runs in ``mask`` back to their last confirmed moment."""
         if mask.any():
-            self._ring.restore(self._learner, mask)
+            self._learner = self._ring.restore(self._learner, mask)
 
     def state_bytes(self) -> int:
         """Bytes that grow with the number of runs: learner, last gradient, snapshots, and maps."""
         feed = [value for value in vars(self._feed).values() if isinstance(value, Tensor)]
-        tensors = [*self._learner.tensors(), self._last_gradient, *feed, *self._feed.buffers.values()]
-        return sum(tensor.nbytes for tensor in tensors) + 2 * sum(tensor.nbytes for tensor in self._learner.tensors())
+        tensors = [*self._learner, self._last_gradient, *feed, *self._feed.buffers.values()]
+        return sum(tensor.nbytes for tensor in tensors) + 2 * sum(tensor.nbytes for tensor in self._learner)
 
     # --- looking at runs --------------------------------------------------------------------------------------
 

@@ -17,35 +17,24 @@ class SnapshotRing:
     """
 
     def __init__(self, learner: Learner) -> None:
-        self._confirmed = [tensor.clone() for tensor in learner.tensors()]
-        self._candidate = [tensor.clone() for tensor in learner.tensors()]
-
-    @staticmethod
-    def _copy(source: list[Tensor], target: list[Tensor], mask: Tensor) -> None:
-        for old, new in zip(target, source, strict=True):
-            wide = mask.view(-1, *([1] * (new.ndim - 1)))
-            torch.where(wide, new, old, out=old)
+        self._confirmed = self._candidate = learner
 
     def forget(self, learner: Learner, runs: Tensor) -> None:
-        """Makes the present both slots of ``runs`` (indices), at a reset."""
-        for present, confirmed, candidate in zip(learner.tensors(), self._confirmed, self._candidate, strict=True):
-            confirmed[runs] = present[runs]
-            candidate[runs] = present[runs]
+        """Makes the present both slots of the runs ``runs`` (bool, (N,)), at a reset."""
+        self._confirmed = self._confirmed.merged(learner, runs)
+        self._candidate = self._candidate.merged(learner, runs)
 
     def take(self, learner: Learner, mask: np.ndarray) -> None:
         """Confirms the candidate of the runs in ``mask`` (bool, (N,), host) and makes the present their candidate."""
-        present = list(learner.tensors())
         if mask.all():
-            self._confirmed, self._candidate = self._candidate, self._confirmed
-            for tensor, candidate in zip(present, self._candidate, strict=True):
-                candidate.copy_(tensor)
+            self._confirmed, self._candidate = self._candidate, learner
             return
         chosen = torch.as_tensor(mask, device=learner.updates.device)
-        self._copy(self._candidate, self._confirmed, chosen)
-        self._copy(present, self._candidate, chosen)
+        self._confirmed = self._confirmed.merged(self._candidate, chosen)
+        self._candidate = self._candidate.merged(learner, chosen)
 
-    def restore(self, learner: Learner, mask: np.ndarray) -> None:
-        """Puts the runs in ``mask`` (bool, (N,), host) back to their confirmed moment."""
+    def restore(self, learner: Learner, mask: np.ndarray) -> Learner:
+        """The learner with the runs in ``mask`` (bool, (N,), host) back at their confirmed moment."""
         chosen = torch.as_tensor(mask, device=learner.updates.device)
-        self._copy(self._confirmed, list(learner.tensors()), chosen)
-        self._copy(self._confirmed, self._candidate, chosen)
+        self._candidate = self._candidate.merged(self._confirmed, chosen)
+        return learner.merged(self._confirmed, chosen)

@@ -5,8 +5,7 @@ from __future__ import annotations
 import logging
 import types
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -24,18 +23,31 @@ Mode = Literal["auto", "compile", "eager"]
 AUTO_COMPILE_RUNS = 32  # below this, compiling costs more than it saves
 
 
-@dataclass
-class Learner:
-    """What an optimizer step changes: flat tensors (N, P) and the count of updates (N,) int64."""
+class Learner(NamedTuple):
+    """What an optimizer step changes: flat tensors (N, P) and the count of updates (N,) int64.
+
+    A learner is never written to: a step makes a new one. So keeping a moment costs nothing but its memory.
+    """
 
     parameters: Tensor
     first: Tensor
     second: Tensor
     updates: Tensor
 
-    def tensors(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """All four, in order."""
-        return self.parameters, self.first, self.second, self.updates
+    def overwritten(self, runs: Tensor, parameters: Tensor) -> Learner:
+        """A learner with fresh ``parameters`` (len(runs), P) and empty moments in ``runs`` (indices)."""
+        rows = (parameters, 0.0, 0.0, 0)
+        return Learner(
+            *(
+                old.index_put((runs,), torch.as_tensor(row, dtype=old.dtype, device=old.device))
+                for old, row in zip(self, rows, strict=True)
+            )
+        )
+
+    def merged(self, other: Learner, runs: Tensor) -> Learner:
+        """``other`` where ``runs`` (bool, (N,)) is True, and this learner elsewhere."""
+        pairs = zip(self, other, strict=True)
+        return Learner(*(torch.where(runs.view(-1, *([1] * (old.ndim - 1))), new, old) for old, new in pairs))
 
 
 def allocate_learner(num_runs: int, width: int, device: torch.device) -> Learner:
@@ -48,7 +60,7 @@ def allocate_learner(num_runs: int, width: int, device: torch.device) -> Learner
     )
 
 
-StepFunction = Callable[..., tuple[Tensor, Tensor]]
+StepFunction = Callable[..., tuple[Tensor, ...]]
 EvaluateFunction = Callable[..., Tensor]
 
 
@@ -58,11 +70,12 @@ def norms(by_name: dict[str, Tensor]) -> Tensor:
 
 
 def make_step(family: TaskFamily, layout: FlatLayout, *, clip: bool) -> StepFunction:
-    """Builds ``step(learner, feed, inputs, last_gradient, by, threshold, sample) -> (loss, statistics)``.
+    """Builds ``step(moving, feed, inputs, last_gradient, by, threshold, sample)``, a pure function.
 
-    The step changes the moving tensors of ``learner``, ``feed.step`` and, when it samples, ``last_gradient`` (N, P) in
-    place. ``by`` is (N, 10), one step of ``interval_coefficients``; ``threshold`` is the clip (N,). ``loss`` is (N,); ``statistics`` is (4, N): gradient norm, inner product with the last sampled gradient, update norm, weight
-    norm (empty when ``sample`` is false).
+    ``moving`` is the three (N, P) tensors of a learner, ``by`` (N, 10) one step of ``interval_coefficients``, and
+    ``threshold`` (N,) the clip. It returns the new three tensors and the loss (N,) before the step, and when it
+    samples, also the gradient (N, P) and the statistics (4, N): gradient norm, inner product with ``last_gradient``,
+    update norm, weight norm.
     """
     slots = family.max_batch
 
@@ -73,15 +86,15 @@ def make_step(family: TaskFamily, layout: FlatLayout, *, clip: bool) -> StepFunc
     gradients_and_loss = vmap(grad_and_value(run_loss))
 
     def step(
-        learner: Learner,
+        moving: tuple[Tensor, Tensor, Tensor],
         feed: Feed,
         inputs: Tensor,
         last_gradient: Tensor,
         by: Tensor,
         threshold: Tensor,
         sample: bool,
-    ) -> tuple[Tensor, Tensor]:
-        parameters, first, second = learner.parameters, learner.first, learner.second
+    ) -> tuple[Tensor, ...]:
+        parameters, first, second = moving
         positions = batch_positions(feed.seed, feed.step, feed.batch, feed.sizes[0], feed.walks, slots)
         x, y = examples(feed, inputs, positions)
         slot = torch.arange(slots, device=by.device)
@@ -93,18 +106,13 @@ def make_step(family: TaskFamily, layout: FlatLayout, *, clip: bool) -> StepFunc
         if clip and norm is not None:
             # As torch.nn.utils.clip_grad_norm_, which adds 1e-6; an infinite threshold gives exactly 1.
             used = gradient * (threshold[:, None] / (norm[:, None] + 1e-6)).clamp(max=1.0)
-        after, new_first, new_second = update(parameters, used, first, second, Coefficients(*by[:, :, None].unbind(1)))
-        statistics = loss.new_zeros(0)
-        if sample and norm is not None:
-            dot = (gradient * last_gradient).sum(1)
-            moved = (after - parameters).square().sum(1).sqrt()
-            statistics = torch.stack([norm, dot, moved, parameters.square().sum(1).sqrt()])
-            last_gradient.copy_(gradient)
-        parameters.copy_(after)
-        first.copy_(new_first)
-        second.copy_(new_second)
-        feed.step.add_(1)
-        return loss, statistics
+        after, first, second = update(parameters, used, first, second, Coefficients(*by[:, :, None].unbind(1)))
+        if norm is None or not sample:
+            return after, first, second, loss
+        dot = (gradient * last_gradient).sum(1)
+        moved = (after - parameters).square().sum(1).sqrt()
+        statistics = torch.stack([norm, dot, moved, parameters.square().sum(1).sqrt()])
+        return after, first, second, loss, gradient, statistics
 
     return step
 
