@@ -149,7 +149,8 @@ class Watch:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._bar.stop()
+        if self._console.is_terminal:
+            self._bar.stop()
 
     def tick(self, ended: int) -> None:
         """So many runs have just ended."""

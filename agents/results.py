@@ -235,7 +235,7 @@ def to_json(results: Sequence[ScenarioResult], about: Mapping[str, Any]) -> str:
             "policies": {entry.label: _entry(entry, result, goal, thresholds) for entry in result.entries},
         }
     document = {"schema": SCHEMA, "versions": versions(), **about, "scenarios": scenarios}
-    return json.dumps(document, indent=1, allow_nan=False) + "\n"
+    return json.dumps(document, allow_nan=False) + "\n"
 
 
 def _entry(entry: Entry, result: ScenarioResult, goal: np.ndarray, thresholds: np.ndarray) -> dict[str, Any]:

@@ -113,16 +113,16 @@ class Trial:
         decisions = self.episodes.decisions - 1
         for slot in np.flatnonzero(live):
             self.curve[runs[slot], decisions[slot] :] = height[slot]
-        done = ended & ~lost
+        done, ruined = ended & ~lost, lost
         better = live & ~lost & (height < self._best_validation[runs])
         if (done | better).any():
             test = self.episodes.test_loss()
             bounded = np.log(self.episodes.populations.bounded(test))
             self.best_loss[runs[better]], self._best_validation[runs[better]] = bounded[better], height[better]
             self.final_loss[runs[done]] = bounded[done]
-            self.diverged[runs[done & ~np.isfinite(test)]] = True
-        self.diverged[runs[lost]] = True
-        self.lost_early[runs[lost & (decisions == 0)]] = True
+            ruined = lost | (done & ~np.isfinite(test))  # the last step may ruin what all measurements found sane
+        self.diverged[runs[ruined]] = True
+        self.lost_early[runs[ruined & (decisions == 0)]] = True
         self.inner_steps[runs[ended]] = result.step[ended]
         self.rollbacks[runs[ended]] = self.episodes.steering.guard.rollbacks[ended]
         self._live = live & ~ended

@@ -18,7 +18,8 @@ from trimtab.agents.evaluate import Evaluation, Evaluator, evaluate
 from trimtab.errors import ConfigError, MismatchError, RangeError, UnknownNameError
 from trimtab.inner_training.guard import GuardConfig
 from trimtab.inner_training.population import Population
-from trimtab.inner_training.schedules import factor
+from trimtab.inner_training.schedules import BaseSchedule, factor
+from trimtab.inner_training.task import OptimizerSettings
 from trimtab.inner_training.tasks import make_family
 from trimtab.policies.policy import Kind
 from trimtab.policies.registry import load_policy
@@ -163,9 +164,22 @@ def test_families_take_their_shares_and_results_keep_their_order() -> None:
     assert found.families == ("tiny-regression",) * 6 + ("tiny-classes",) * 2
     assert [key.split("/")[0] for key in found.keys] == list(found.families)
     assert found.budgets.tolist() == [instance.steps for instance in evaluator.instances()]
-    assert found.curve.shape == (8, max(found.decisions))
+    assert found.curve.shape == (8, max(found.decisions)) and found.decisions[6:].max() < found.curve.shape[1]
+    for curve, decisions in zip(found.curve, found.decisions, strict=True):
+        assert (curve[decisions:] == curve[decisions - 1]).all()
     alone = [Evaluator(TWO, runs=8, mode="eager", batch_of_runs=1).play(load_policy("constant"))]
     assert_same_runs(found, alone[0], atol=1e-5)
+
+
+def test_a_grid_is_so_many_plays() -> None:
+    evaluator = Evaluator(TWO, runs=6, mode="eager", batch_of_runs=3)
+    policy, grid = load_policy("constant"), [None, FLAT, np.geomspace(1e-3, 1e-1, 6)]
+    together = evaluator.play_grid(policy, Conditions(base_schedule="constant"), grid)
+    for found, rates in zip(together, grid, strict=True):
+        alone = evaluator.play(policy, Conditions(learning_rates=rates, base_schedule="constant"))
+        assert_same_runs(found, alone, atol=1e-5)
+        np.testing.assert_allclose(found.curve, alone.curve, atol=1e-5)
+    assert all(found.wall_seconds > 0 for found in together)
 
 
 def test_an_interval_that_begins_within_the_budget_is_finished() -> None:
@@ -197,15 +211,18 @@ def test_a_run_lost_in_the_first_interval_is_counted_apart() -> None:
     assert (found.learning_rates == rates).all()
 
 
-def test_a_run_ruined_by_its_very_last_step_has_diverged() -> None:
-    """No measurement shows it: the loss of a step is taken before the step."""
+@pytest.mark.parametrize("steps", [1, 2])
+def test_a_run_ruined_by_its_very_last_step_has_diverged(steps: int) -> None:
+    """Loss, gradient, update and weights are finite numbers; only the square of a prediction is not."""
     evaluator = Evaluator(TINY.replace(interval=1), runs=1, mode="eager")
-    budget = evaluator.instances()[0].steps
-    last = Spy((1e-22,) * (budget - 1) + (1.0,))
-    rates = Conditions(guard=UNGUARDED, learning_rates=np.array([1e20]), base_schedule="constant")
-    found = evaluator.play(last, rates)
-    assert found.diverged.all() and not found.lost_early.any() and found.inner_steps[0] == budget
-    assert found.final_loss[0] == found.final_validation_loss[0] == cap() > found.best_loss[0]
+    adam = OptimizerSettings(rule="adam", lr=8e18)
+    evaluator.instances()[:] = [
+        replace(one, steps=steps, optimizer=adam, schedule=BaseSchedule()) for one in evaluator.instances()
+    ]
+    found = evaluator.play(Spy((1e-22, 1.0)[-steps:]), Conditions(guard=UNGUARDED))
+    assert found.diverged.all() and found.lost_early.all() == (steps == 1) and found.inner_steps[0] == steps
+    assert found.final_loss[0] == found.final_validation_loss[0] == cap()
+    assert (found.best_loss[0] < cap()) == (steps == 2)
 
 
 def test_the_guard_rescues_and_is_counted() -> None:
