@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from trimtab.envs.scenario import FamilyShare, Scenario
+from typing import Any
+
+from trimtab.envs.scenario import DEFAULT_LEVERS, FamilyShare, Scenario, default_signals
 
 
-def _scenario(identity: str, doc: str, *families: str) -> Scenario:
-    return Scenario.of({"id": identity, "doc": doc, "families": [FamilyShare(name=name) for name in families]})
+def _scenario(identity: str, doc: str, *families: str, **fields: Any) -> Scenario:
+    shares = [FamilyShare(name=name) for name in families]
+    return Scenario.of({"id": identity, "doc": doc, "families": shares, **fields})
 
+
+# The shipped policy meets runs of any length, so it does not read the count of steps, which training bounds.
+_MIX_SIGNALS = tuple(name for name in default_signals(DEFAULT_LEVERS) if name != "time")
 
 SCENARIOS: dict[str, Scenario] = {
     scenario.id: scenario
@@ -23,6 +29,7 @@ SCENARIOS: dict[str, Scenario] = {
             "digits-mlp",
             "digits-mlp-deep",
             "teacher-mlp",
+            signals=_MIX_SIGNALS,
         ),
     )
 }

@@ -77,11 +77,19 @@ class GuardSettings(_Part):
 
 
 def default_signals(levers: Iterable[str]) -> tuple[str, ...]:
-    """Names of every signal that concerns a run with these levers.
+    """Names of the signals that a scenario with these levers observes unless it names its own.
+
+    Those of the group ``scale`` are left out: they hardly vary among the runs of one architecture, so a policy that
+    learned with them would meet values out of its range on any other, and a live run does not know its batch size.
 
     >>> default_signals(["lr"])[-3:]
     ('lr_position', 'lr_moved', 'lr_available')
     """
+    return tuple(name for name in known_signals(levers) if name not in SIGNALS or SIGNALS[name].group != "scale")
+
+
+def known_signals(levers: Iterable[str]) -> tuple[str, ...]:
+    """Names of every signal that concerns a run with these levers."""
     return (*SIGNALS, *(signal.name for name in levers for signal in lever_signals(LEVERS[name])))
 
 
@@ -93,8 +101,7 @@ class Scenario(_Part):
         doc: one line for tables.
         families: task families with their shares of the runs; a plain name has share 1.
         levers: names of the levers that a policy may move, in the order of the action.
-        signals: names of the signals, in the order of the observation; by default every signal there is, of the
-            chosen levers.
+        signals: names of the signals, in the order of the observation; see ``default_signals``.
         interval: optimizer steps per decision.
         val_examples: validation examples evaluated at each decision, at most.
         missing: what a policy does without in some episodes.
@@ -161,7 +168,7 @@ class Scenario(_Part):
 
     @model_validator(mode="after")
     def _fitting(self) -> Self:
-        concerning = default_signals(self.levers)
+        concerning = known_signals(self.levers)
         for name in self.signals:
             if name not in concerning:
                 raise ConfigError(
