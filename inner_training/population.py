@@ -20,6 +20,7 @@ from trimtab.inner_training.stepping import (
     Learner,
     Mode,
     StepFunction,
+    StepOptions,
     allocate_learner,
     choose_mode,
     compiled,
@@ -86,38 +87,42 @@ class Population:
         self._split_sizes = np.ones((len(SPLITS), num_runs), dtype=np.int64)
         self.instances: list[Instance | None] = [None] * num_runs
         self.mode = choose_mode(mode, num_runs)
-        self._step, self._evaluate = self._functions()
+        self._steps, self._evaluate = self._functions()
         self._ring = SnapshotRing(self._learner)
 
-    def _functions(self) -> tuple[StepFunction, EvaluateFunction]:
-        step = make_step(self.family, self.layout, clip=self._clip)
+    def _functions(self) -> tuple[tuple[StepFunction, StepFunction], EvaluateFunction]:
+        """The step that does not sample, the step that does, and the evaluation."""
+        adaptive = any(rule.adaptive for rule in self._rules.values())
+        plain, sampling = (
+            make_step(self.family, self.layout, StepOptions(clip=self._clip, adaptive=adaptive, sample=sample))
+            for sample in (False, True)
+        )
         evaluate = make_evaluate(self.family, EVALUATION_SLOTS)
         if self.mode == "eager":
-            return step, evaluate
-        fast_step, fast_evaluate = compiled(step), compiled(evaluate)
+            return (plain, sampling), evaluate
+        steps, fast_evaluate = (compiled(plain), compiled(sampling)), compiled(evaluate)
+        nothing = torch.zeros(self.num_runs, len(Coefficients._fields), device=self.device)
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", DeprecationWarning)  # the compiler imports deprecated parts of torch
-                for sample in (False, True):
-                    self._take_step(
-                        fast_step, torch.zeros(self.num_runs, len(Coefficients._fields), device=self.device), sample
-                    )
+                for step in steps:
+                    self._take_step(step, nothing)
                 self._call_evaluate(fast_evaluate, 0, 0, self._feed.sizes[0])
         except Exception as error:  # noqa: BLE001 - any failure of the compiler has the same remedy
             reason = str(error).strip().partition("\n")[0]
             logger.warning("the step of %s could not be compiled, so it runs eagerly: %s", self.family.name, reason)
-            self.mode, fast_step, fast_evaluate = "eager", step, evaluate
+            self.mode, steps, fast_evaluate = "eager", (plain, sampling), evaluate
         self._learner = allocate_learner(self.num_runs, self.layout.width, self.device)
         self._feed.step.zero_()
-        return fast_step, fast_evaluate
+        return steps, fast_evaluate
 
-    def _take_step(self, step: StepFunction, by: Tensor, sample: bool) -> tuple[Tensor, Tensor | None]:
+    def _take_step(self, step: StepFunction, by: Tensor) -> tuple[Tensor, Tensor | None]:
         """Advances the learner by one step; returns the loss (N,) and, when sampling, the statistics (4, N)."""
         moving, clip = self._learner[:3], self._recipes.clip
-        result = step(moving, self._feed, self._inputs, self._last_gradient, by, clip, sample)
+        result = step(moving, self._feed, self._inputs, self._last_gradient, by, clip)
         self._learner = Learner(result[0], result[1], result[2], self._learner.updates)
         self._feed.step += 1
-        if not sample:
+        if len(result) == 4:
             return result[3], None
         self._last_gradient = result[4]
         return result[3], result[5]
@@ -194,8 +199,7 @@ class Population:
         coefficients = self._recipes.coefficients(steps, self._learner.updates)
         losses, sampled = [], []
         for step in range(steps):
-            sample = step >= steps - SAMPLED_STEPS
-            loss, statistics = self._take_step(self._step, coefficients[step], sample)
+            loss, statistics = self._take_step(self._steps[step >= steps - SAMPLED_STEPS], coefficients[step])
             losses.append(loss)
             if statistics is not None:
                 sampled.append(statistics)

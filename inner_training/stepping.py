@@ -60,6 +60,20 @@ def allocate_learner(num_runs: int, width: int, device: torch.device) -> Learner
     )
 
 
+class StepOptions(NamedTuple):
+    """What a step leaves out because nothing needs it, decided when it is built.
+
+    Attributes:
+        clip: compute the gradient norm and clip.
+        adaptive: keep second moments.
+        sample: measure gradient and update statistics.
+    """
+
+    clip: bool
+    adaptive: bool
+    sample: bool
+
+
 StepFunction = Callable[..., tuple[Tensor, ...]]
 EvaluateFunction = Callable[..., Tensor]
 
@@ -69,8 +83,8 @@ def norms(by_name: dict[str, Tensor]) -> Tensor:
     return torch.stack([tensor.flatten(1).square().sum(1) for tensor in by_name.values()]).sum(0).sqrt()
 
 
-def make_step(family: TaskFamily, layout: FlatLayout, *, clip: bool) -> StepFunction:
-    """Builds ``step(moving, feed, inputs, last_gradient, by, threshold, sample)``, a pure function.
+def make_step(family: TaskFamily, layout: FlatLayout, options: StepOptions) -> StepFunction:
+    """Builds ``step(moving, feed, inputs, last_gradient, by, threshold)``, a pure function.
 
     ``moving`` is the three (N, P) tensors of a learner, ``by`` (N, 10) one step of ``interval_coefficients``, and
     ``threshold`` (N,) the clip. It returns the new three tensors and the loss (N,) before the step, and when it
@@ -92,7 +106,6 @@ def make_step(family: TaskFamily, layout: FlatLayout, *, clip: bool) -> StepFunc
         last_gradient: Tensor,
         by: Tensor,
         threshold: Tensor,
-        sample: bool,
     ) -> tuple[Tensor, ...]:
         parameters, first, second = moving
         positions = batch_positions(feed.seed, feed.step, feed.batch, feed.sizes[0], feed.walks, slots)
@@ -101,13 +114,14 @@ def make_step(family: TaskFamily, layout: FlatLayout, *, clip: bool) -> StepFunc
         weight = (slot[None] < feed.batch[:, None]) / feed.batch[:, None]
         by_name, loss = gradients_and_loss(layout.views(parameters), feed.buffers, x, y, weight)
         gradient = layout.flatten(by_name)
-        norm = norms(by_name) if clip or sample else None
+        norm = norms(by_name) if options.clip or options.sample else None
         used = gradient
-        if clip and norm is not None:
+        if options.clip and norm is not None:
             # As torch.nn.utils.clip_grad_norm_, which adds 1e-6; an infinite threshold gives exactly 1.
             used = gradient * (threshold[:, None] / (norm[:, None] + 1e-6)).clamp(max=1.0)
-        after, first, second = update(parameters, used, first, second, Coefficients(*by[:, :, None].unbind(1)))
-        if norm is None or not sample:
+        coefficients = Coefficients(*by[:, :, None].unbind(1))
+        after, first, second = update(parameters, used, first, second, coefficients, adaptive=options.adaptive)
+        if norm is None or not options.sample:
             return after, first, second, loss
         dot = (gradient * last_gradient).sum(1)
         moved = (after - parameters).square().sum(1).sqrt()
@@ -156,8 +170,13 @@ def own_code(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    """``torch.compile`` with static shapes and one graph."""
-    return torch.compile(own_code(function), dynamic=False, fullgraph=True)
+    """``torch.compile`` with static shapes, one graph and no guards.
+
+    A population calls each of its functions with tensors of one shape, type and device for life, so there is nothing
+    to guard, and checking would cost several percent of a step.
+    """
+    options: dict[str, Any] = {"guard_filter_fn": lambda guards: [False] * len(guards)}
+    return torch.compile(own_code(function), dynamic=False, fullgraph=True, options=options)
 
 
 def choose_mode(mode: Mode, num_runs: int) -> Literal["compile", "eager"]:

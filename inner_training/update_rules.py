@@ -131,11 +131,16 @@ def interval_coefficients(
 
 
 def update(
-    parameters: Tensor, gradients: Tensor, first: Tensor, second: Tensor, by: Coefficients
+    parameters: Tensor, gradients: Tensor, first: Tensor, second: Tensor, by: Coefficients, *, adaptive: bool = True
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """One step on (N, P) tensors with coefficients (N, 1); returns new parameters, first and second moments."""
+    """One step on (N, P) tensors with coefficients (N, 1); returns new parameters, first and second moments.
+
+    Without ``adaptive`` every rule present has root 0 and floor 1, so the second moment is left alone.
+    """
     gradients = gradients + by.coupled * parameters
     first = by.keep * first + by.gain * gradients
-    second = by.keep_square * second + (1 - by.keep_square) * gradients * gradients
-    direction = (by.ahead * gradients + by.along * first) / (by.root * torch.sqrt(second) + by.floor)
+    direction = by.ahead * gradients + by.along * first
+    if adaptive:
+        second = by.keep_square * second + (1 - by.keep_square) * gradients * gradients
+        direction = direction / (by.root * torch.sqrt(second) + by.floor)
     return by.shrink * parameters - by.size * direction, first, second
