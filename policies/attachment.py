@@ -17,6 +17,7 @@ from trimtab.errors import MismatchError, OutputExistsError, UserError, out_of_r
 from trimtab.inner_training.guard import GuardConfig
 from trimtab.inner_training.levers import LEVERS, Lever, resolve_levers
 from trimtab.inner_training.signals import Signal, lever_signals
+from trimtab.policies.network import LearnedPolicy
 from trimtab.policies.policy import Policy
 from trimtab.policies.registry import check_policy, load_policy
 from trimtab.policies.rules import RULES
@@ -25,6 +26,7 @@ Mode = Literal["act", "advise"]
 UNMEASURED = ("progress", "base", "scale", "levers")  # groups of signals that need no telemetry
 FORMAT = 1  # of a saved state
 DECIDE_EVERY = 10  # optimizer steps per decision where neither the user nor the policy says otherwise
+MOST_DECISIONS = 100  # of a learned policy in one run: about as many as the longest runs of training had
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +52,21 @@ class Attachment:
             "decide_every": self.decide_every,
             "mode": self.mode,
         }
+
+
+def decision_period(policy: Policy, total_steps: int | None) -> int:
+    """Optimizer steps between decisions where the user leaves them to the policy.
+
+    A learned policy knows runs of at most about ``MOST_DECISIONS`` decisions, so it decides less often in a longer one.
+
+    >>> from trimtab.policies.registry import load_policy
+    >>> decision_period(load_policy("cosine"), 50_000), decision_period(load_policy("greedy"), None)
+    (1, 10)
+    """
+    own = policy.decide_every or DECIDE_EVERY
+    if isinstance(policy, LearnedPolicy) and total_steps is not None:
+        return max(own, math.ceil(total_steps / MOST_DECISIONS))
+    return own
 
 
 def levers_of(policy: Policy) -> tuple[Lever, ...]:

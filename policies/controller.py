@@ -18,7 +18,7 @@ from trimtab.inner_training.reading import Reading
 from trimtab.inner_training.signals import resolve_signals
 from trimtab.inner_training.steering import Move, Steering
 from trimtab.policies import attachment
-from trimtab.policies.attachment import DECIDE_EVERY, Attachment
+from trimtab.policies.attachment import Attachment
 from trimtab.policies.audit import Audit
 from trimtab.policies.live_run import LiveRun, as_scalar
 from trimtab.policies.live_snapshot import LiveSnapshots
@@ -284,7 +284,8 @@ def attach(
         model: the module it trains; needed for rolling back buffers such as batch statistics.
         policy: a rule's name, ``"default"``, the path of a bundle, or a policy object.
         total_steps: optimizer steps of the whole run; None when unknown (rules that follow the budget need it).
-        decide_every: optimizer steps between decisions; None for the policy's own, else 10.
+        decide_every: optimizer steps between decisions; None for the policy's own, else 10 (a learned policy takes at
+            most about 100 decisions when ``total_steps`` is known).
         mode: ``"act"``, or ``"advise"`` to decide and audit without touching anything.
         guard: None for the default guard, its settings, or False to keep its bounds and rate limits alone (no snapshots).
         stateful: scheduler, scaler, averaged weights, ...: objects to roll back with the model.
@@ -307,7 +308,7 @@ def attach(
         model=model,
         policy=chosen,
         total_steps=budget,
-        decide_every=every or chosen.decide_every or DECIDE_EVERY,
+        decide_every=every or attachment.decision_period(chosen, budget),
         mode=chosen_mode,
         guard=attachment.check_guard(guard, chosen_mode),
         stateful=attachment.check_stateful(stateful, (model, optimizer)),

@@ -490,3 +490,14 @@ def test_the_public_name_and_the_bundle_path(tmp_path: Path) -> None:
     loop.run(25)
     assert isinstance(loop.controller, trimtab.Controller)
     assert loop.controller.multipliers["lr"] != 1.0
+
+
+@pytest.mark.parametrize(
+    ("total", "given", "wanted"), [(None, None, 10), (500, None, 10), (20_000, None, 200), (20_000, 50, 50)]
+)
+def test_a_learned_policy_takes_at_most_about_a_hundred_decisions(
+    total: int | None, given: int | None, wanted: int
+) -> None:
+    loop = Loop(sgd)
+    loop.controller = attach(loop.optimizer, policy=learned(), total_steps=total, decide_every=given)
+    assert loop.controller.state_dict()["decide_every"] == wanted
