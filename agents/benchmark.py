@@ -77,7 +77,7 @@ def run_bench(
         console = Console(width=WIDE)  # a file or a pipe has no width of its own
     for result in results:
         print_table(result, console)
-    console.print(Text(f"written to {folder}"), soft_wrap=True)
+    console.print(Text(f"report: {folder / 'report.html'}"), soft_wrap=True)
     return results
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from trimtab.errors import UserError, out_of_range, unknown
+from trimtab.errors import MismatchError, UserError, out_of_range, unknown
 from trimtab.inner_training.feeding import allocate_feed, examples, write_feed
 from trimtab.inner_training.layout import FlatLayout
 from trimtab.inner_training.reading import Reading
@@ -81,8 +81,7 @@ class Population:
         self._clip = clip
         self._inputs = family.inputs.to(self.device)
         self._feed = allocate_feed(family, num_runs, self.device)
-        self._learner = allocate_learner(num_runs, self.layout.width, self.device)
-        self._last_gradient = torch.zeros_like(self._learner.parameters)
+        self._blank()
         self._recipes = Recipes(self._rules, num_runs, self.device)
         self._split_sizes = np.ones((len(SPLITS), num_runs), dtype=np.int64)
         self.instances: list[Instance | None] = [None] * num_runs
@@ -98,23 +97,48 @@ class Population:
             for sample in (False, True)
         )
         evaluate = make_evaluate(self.family, EVALUATION_SLOTS)
+        self._check_stackable(plain)
         if self.mode == "eager":
             return (plain, sampling), evaluate
         steps, fast_evaluate = (compiled(plain), compiled(sampling)), compiled(evaluate)
-        nothing = torch.zeros(self.num_runs, len(Coefficients._fields), device=self.device)
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", DeprecationWarning)  # the compiler imports deprecated parts of torch
                 for step in steps:
-                    self._take_step(step, nothing)
+                    self._take_step(step, self._idle())
                 self._call_evaluate(fast_evaluate, 0, 0, self._feed.sizes[0])
         except Exception as error:  # noqa: BLE001 - any failure of the compiler has the same remedy
             reason = str(error).strip().partition("\n")[0]
             logger.warning("the step of %s could not be compiled, so it runs eagerly: %s", self.family.name, reason)
             self.mode, steps, fast_evaluate = "eager", (plain, sampling), evaluate
-        self._learner = allocate_learner(self.num_runs, self.layout.width, self.device)
-        self._feed.step.zero_()
+        self._blank()
         return steps, fast_evaluate
+
+    def _idle(self) -> Tensor:
+        """Coefficients (N, 10) of a step whose outcome nobody keeps."""
+        return torch.zeros(self.num_runs, len(Coefficients._fields), device=self.device)
+
+    def _check_stackable(self, step: StepFunction) -> None:
+        """Refuses a module that cannot be stacked, before any training."""
+        before = {name: buffer.clone() for name, buffer in self._feed.buffers.items()}
+        remedy = "use layer or group norm in place of batch norm, and leave dropout out"
+        try:
+            self._take_step(step, self._idle())
+        except Exception as error:
+            reason = str(error).strip().partition("\n")[0]
+            raise MismatchError(f"the module of {self.family.name!r} cannot be stacked: {reason}; {remedy}") from error
+        changed = [name for name, buffer in self._feed.buffers.items() if not torch.equal(buffer, before[name])]
+        if changed:
+            raise MismatchError(
+                f"the module of {self.family.name!r} changes its buffer {changed[0]!r} in the forward pass, "
+                f"which runs stacked together cannot do; {remedy}"
+            )
+        self._blank()
+
+    def _blank(self) -> None:
+        self._learner = allocate_learner(self.num_runs, self.layout.width, self.device)
+        self._last_gradient = torch.zeros_like(self._learner.parameters)
+        self._feed.step.zero_()
 
     def _take_step(self, step: StepFunction, by: Tensor) -> tuple[Tensor, Tensor | None]:
         """Advances the learner by one step; returns the loss (N,) and, when sampling, the statistics (4, N)."""

@@ -70,7 +70,7 @@ def make_family(name: str) -> TaskFamily:
     if name not in FAMILIES:
         raise unknown("task family", name, FAMILIES)
     if name not in _MADE:
-        _MADE[name] = _checked(FAMILIES[name].factory(), f"the factory of task family {name!r}")
+        _MADE[name] = _made(FAMILIES[name].factory, f"the factory of task family {name!r}")
     return _MADE[name]
 
 
@@ -117,7 +117,7 @@ def resolve_family(name: str) -> TaskFamily:
     place, _, attribute = name.partition(":")
     try:
         module = importlib.import_module(place)
-    except Exception as error:  # a user's module may fail in any way while it is imported
+    except (Exception, SystemExit) as error:  # a user's module may fail in any way while it is imported
         raise UserError(
             f"task family {name!r}: cannot import module {place!r} ({type(error).__name__}: {error}); "
             "check its name and that its folder is on PYTHONPATH"
@@ -129,12 +129,18 @@ def resolve_family(name: str) -> TaskFamily:
         raise UserError(
             f"task family {name!r} is a {type(function).__name__}; name a function that returns a TaskFamily"
         )
-    return _checked(function(), f"task family {name!r}")
+    return _made(function, f"task family {name!r}")
 
 
-def _checked(made: object, what: str) -> TaskFamily:
+def _made(factory: Callable[[], object], what: str) -> TaskFamily:
     from trimtab.inner_training.task import TaskFamily
 
+    try:
+        made = factory()
+    except UserError:
+        raise
+    except Exception as error:  # a user's own code; one line instead of its traceback, which stays chained
+        raise UserError(f"{what} raised {type(error).__name__}: {error}") from error
     if not isinstance(made, TaskFamily):
         raise UserError(f"{what} returned a {type(made).__name__}; it must return a TaskFamily, such as an ArrayTask")
     return made

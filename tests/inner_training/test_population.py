@@ -5,13 +5,15 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from sklearn.datasets import load_digits
 
 from tests.inner_training.problems import family, plain_module, plain_optimizer
-from trimtab.errors import RangeError, UnknownNameError, UserError
+from trimtab.errors import MismatchError, RangeError, UnknownNameError, UserError
 from trimtab.inner_training.population import Population
 from trimtab.inner_training.schedules import BaseSchedule
 from trimtab.inner_training.schedules import factor as schedule_factor
 from trimtab.inner_training.task import Instance, OptimizerSettings
+from trimtab.inner_training.tasks.arrays import ArrayTask
 
 SETTINGS = {
     "sgd": OptimizerSettings(rule="sgd", lr=0.05, momentum=0.0),
@@ -244,6 +246,17 @@ def test_a_compiler_that_fails_leaves_an_eager_population(
     assert torch.equal(
         runs.advance(5).losses, population([family().instance(0), family().instance(1)]).advance(5).losses
     )
+
+
+@pytest.mark.parametrize(
+    ("layer", "complaint"),
+    [(torch.nn.BatchNorm1d(64), "changes its buffer"), (torch.nn.Dropout(0.5), "cannot be stacked")],
+)
+def test_a_module_that_cannot_be_stacked_is_refused_before_training(layer: torch.nn.Module, complaint: str) -> None:
+    images, classes = load_digits(return_X_y=True)
+    task = ArrayTask("odd", lambda: torch.nn.Sequential(layer, torch.nn.Linear(64, 10)), images, classes)
+    with pytest.raises(MismatchError, match=complaint):
+        Population(task, 2)
 
 
 def test_bad_input_is_named() -> None:
