@@ -50,7 +50,7 @@ def allocate_feed(family: TaskFamily, num_runs: int, device: torch.device) -> Fe
         labels=torch.zeros(num_runs, family.max_examples, dtype=family.label_dtype, device=device),
         starts=whole(len(SPLITS), num_runs),
         sizes=whole(len(SPLITS), num_runs, fill=1),
-        scale=torch.ones(num_runs, device=device),
+        scale=torch.ones(num_runs, dtype=torch.float32, device=device),
         seed=whole(num_runs),
         batch=whole(num_runs, fill=1),
         walks=whole(num_runs, MULTIPLIERS, fill=1),

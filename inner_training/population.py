@@ -116,7 +116,7 @@ class Population:
 
     def _idle(self) -> Tensor:
         """Coefficients (N, 10) of a step whose outcome nobody keeps."""
-        return torch.zeros(self.num_runs, len(Coefficients._fields), device=self.device)
+        return torch.zeros(self.num_runs, len(Coefficients._fields), dtype=torch.float32, device=self.device)
 
     def _check_stackable(self, step: StepFunction) -> None:
         """Refuses a module that cannot be stacked, before any training."""
@@ -246,7 +246,7 @@ class Population:
         place = SPLITS.index(split)
         sizes = self._split_sizes[place] if max_examples is None else np.minimum(self._split_sizes[place], max_examples)
         size = torch.from_numpy(np.ascontiguousarray(sizes)).to(self.device)
-        total = torch.zeros(self.num_runs, device=self.device)
+        total = torch.zeros(self.num_runs, dtype=torch.float32, device=self.device)
         for offset in range(0, int(sizes.max()), EVALUATION_SLOTS):
             total = total + self._call_evaluate(self._evaluate, place, offset, size)
         return total / size

@@ -29,7 +29,7 @@ class Recipes:
         self._rules, self._device = dict(rules), device
         self._kinds = tuple(dict.fromkeys(rule.coefficients for rule in rules.values()))
         self._choice = torch.zeros(num_runs, dtype=torch.int64, device=device)
-        self._columns = {name: torch.zeros(num_runs, device=device) for name in HYPERPARAMETERS}
+        self._columns = {name: torch.zeros(num_runs, dtype=torch.float32, device=device) for name in HYPERPARAMETERS}
         self._columns["grad_clip"].fill_(torch.inf)
         self._schedules = [BaseSchedule()] * num_runs
         self._base = {name: np.zeros(num_runs) for name in ("momentum", "weight_decay")}

@@ -64,7 +64,7 @@ def _table() -> tuple[Signal, ...]:
             "tanh(change of the slope / 0.2)", two),
         row("loss", "interval_trend", f.interval_trend, "correlation of loss with time inside the interval", start),
         row("loss", "plateau", f.plateau, "tanh(decisions since the short-term ln loss last fell by 1e-3 below its best / 10)"),
-        row("loss", "spike", f.spike, "tanh(z-score of the interval's worst ln loss / 4)", two,
+        row("loss", "spike", f.spike, "tanh(z / 4), z = (interval's worst ln loss - long-term ln loss) / (its usual distance from that + 0.1)", two,
             "z-score as in ZClip, arXiv 2504.02507"),
         row("loss", "oscillation", f.oscillation, "average of -sign(change of ln loss x the change before)", two),
         row("loss", "loss_noise", f.loss_noise, "tanh(1 + log10(std / mean of the interval's losses))", start),

@@ -53,9 +53,9 @@ class Learner(NamedTuple):
 def allocate_learner(num_runs: int, width: int, device: torch.device) -> Learner:
     """A learner of ``num_runs`` runs at zero."""
     return Learner(
-        parameters=torch.zeros(num_runs, width, device=device),
-        first=torch.zeros(num_runs, width, device=device),
-        second=torch.zeros(num_runs, width, device=device),
+        parameters=torch.zeros(num_runs, width, dtype=torch.float32, device=device),
+        first=torch.zeros(num_runs, width, dtype=torch.float32, device=device),
+        second=torch.zeros(num_runs, width, dtype=torch.float32, device=device),
         updates=torch.zeros(num_runs, dtype=torch.int64, device=device),
     )
 
@@ -111,7 +111,7 @@ def make_step(family: TaskFamily, layout: FlatLayout, options: StepOptions) -> S
         positions = batch_positions(feed.seed, feed.step, feed.batch, feed.sizes[0], feed.walks, slots)
         x, y = examples(feed, inputs, positions)
         slot = torch.arange(slots, device=by.device)
-        weight = (slot[None] < feed.batch[:, None]) / feed.batch[:, None]
+        weight = (slot[None] < feed.batch[:, None]).float() / feed.batch[:, None]
         by_name, loss = gradients_and_loss(layout.views(parameters), feed.buffers, x, y, weight)
         gradient = layout.flatten(by_name)
         norm = norms(by_name) if options.clip or options.sample else None

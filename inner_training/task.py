@@ -49,7 +49,7 @@ class Instance:
 
     Attributes:
         key: human-readable identity, ``family/train|held-out/seed``; equal keys are equal instances.
-        seed: seed of the run's own random streams (batch order, dropout, disturbances), in [0, 2**31).
+        seed: seed of the run's own random stream, which orders its batches, in [0, 2**31).
         rows: (n,) int64 rows of the family's shared input table, ordered train, validation, test.
         labels: (n,) int64 class numbers or float32 targets, in the same order.
         sizes: examples in train, validation and test; they sum to ``n``.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import pytest
 import torch
@@ -246,6 +248,30 @@ def test_a_compiler_that_fails_leaves_an_eager_population(
     assert torch.equal(
         runs.advance(5).losses, population([family().instance(0), family().instance(1)]).advance(5).losses
     )
+
+
+@pytest.fixture
+def double_precision() -> Iterator[None]:
+    """What another part of the process may have set."""
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+def advanced(instances: list[Instance]) -> list[np.ndarray]:
+    runs = population(instances)
+    losses = runs.advance(5).losses.numpy()
+    return [losses, runs.evaluate("validation").numpy(), runs.parameters_of(1)["first.weight"].numpy()]
+
+
+def test_settings_of_the_process_change_nothing(request: pytest.FixtureRequest) -> None:
+    instances = [family().instance(seed, SETTINGS["adam"], batch_size=5) for seed in range(2)]
+    before = advanced(instances)
+    request.getfixturevalue("double_precision")
+    with torch.inference_mode():
+        for one, other in zip(before, advanced(instances), strict=True):
+            assert one.dtype == other.dtype == np.float32
+            np.testing.assert_array_equal(one, other)
 
 
 @pytest.mark.parametrize(
