@@ -56,7 +56,7 @@ class GuardConfig:
         rollback_budget: rollbacks allowed per run, >= 0.
         backoff: factor on the learning rate after each rollback, in (0, 1].
         explosion: a run has diverged when the mean loss of an interval exceeds this factor times the larger of
-            its first loss and its long-term average; > 1.
+            its first loss and its long-term average (of its magnitude, where that is negative); > 1.
     """
 
     rate_scale: float = 1.0
@@ -130,7 +130,7 @@ class Guard:
         mean = np.where(finite[None], measured.losses, np.nan).mean(0)
         first = np.where(np.isnan(self._first_loss), np.where(finite, measured.losses[0], np.nan), self._first_loss)
         limit = self.config.explosion * np.abs(np.fmax(first, self._usual_loss))
-        exploded = finite & (np.abs(mean) > limit)
+        exploded = finite & (mean > limit)  # upwards only: a loss that may be negative falls without bound
         diverged = live & (~finite | exploded)
         self._first_loss[live] = first[live]
         calm = live & ~diverged

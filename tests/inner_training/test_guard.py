@@ -99,6 +99,13 @@ def test_divergence_rolls_back_until_the_budget_is_spent(bad: float) -> None:
     assert guard.rollbacks_left[0] == 0
 
 
+def test_a_loss_that_falls_below_zero_is_no_explosion() -> None:
+    guard = Guard(GuardConfig(), resolve_levers(["lr"]), 1)
+    falling = diverging(guard, [0.5, 0.1, -1.0, -6.0, -20.0])
+    assert falling == [(True, False, False)] * 5
+    assert diverging(guard, [60.0]) == [(False, True, False)]
+
+
 def test_without_rollback_only_a_non_finite_run_is_lost() -> None:
     guard = Guard(GuardConfig(rollback=False), resolve_levers(["lr"]), 1)
     assert diverging(guard, [2.0, 1e4]) == [(True, False, False), (False, False, False)]
