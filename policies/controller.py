@@ -20,7 +20,7 @@ from trimtab.inner_training.steering import Move, Steering
 from trimtab.policies import attachment
 from trimtab.policies.attachment import Attachment
 from trimtab.policies.audit import Audit
-from trimtab.policies.live_run import LiveRun, as_scalar
+from trimtab.policies.live_run import LiveRun, as_scalar, check_readable
 from trimtab.policies.live_snapshot import LiveSnapshots
 from trimtab.policies.plain import from_plain, to_plain
 from trimtab.policies.policy import Policy
@@ -134,6 +134,7 @@ class Controller:
             if self._steering.guard.lost[0]:
                 move = self._stand_back()
             else:
+                check_readable(reading, self._steering.signals)
                 observation = self._steering.observe(reading)
                 move = self._ask(observation)
         except Exception as error:  # noqa: BLE001 - whatever it is, the training must not stop for it

@@ -13,6 +13,7 @@ from torch.nn.utils import clip_grads_with_norm_
 from trimtab.errors import UserError
 from trimtab.inner_training.levers import Lever
 from trimtab.inner_training.reading import Reading
+from trimtab.inner_training.signals import Signal
 from trimtab.inner_training.steering import Steering
 from trimtab.inner_training.telemetry import Measured, Telemetry
 from trimtab.policies.live_hooks import Moments, StepHooks
@@ -30,6 +31,13 @@ def as_scalar(name: str, value: Tensor | float) -> Tensor | float:
         return float(value)
     except (TypeError, ValueError) as error:
         raise UserError(f"{name} is {value!r}; it must be a number or a tensor") from error
+
+
+def check_readable(reading: Reading, signals: Sequence[Signal]) -> None:
+    """Raises ``ValueError`` where signals would take the logarithm of a loss that has none."""
+    mean = float(reading.losses().mean())
+    if mean <= 0 and any(signal.group in ("loss", "validation") for signal in signals):
+        raise ValueError(f"the mean loss is {mean:g}; signals read the logarithm of the loss, which must be above 0")
 
 
 class LiveRun:
