@@ -18,6 +18,7 @@ def run_check(path: Path) -> str:
 
     Raises:
         ConfigError: when there is nothing at `path`, it is neither kind, or the scenario does not validate.
+        UserError: when a task family of the scenario cannot be made.
         BundleError: when the bundle is damaged.
     """
     kinds = "give a bundle's folder, its policy.json, or a scenario's YAML file"
@@ -30,7 +31,9 @@ def run_check(path: Path) -> str:
         return f"{path}: the bundle is whole; its hashes and golden vectors agree"
     if path.suffix in (".yaml", ".yml"):
         from trimtab.envs.scenario import load_scenario
+        from trimtab.inner_training.tasks import resolve_family
 
-        load_scenario(path)
+        for family in load_scenario(path).families:
+            resolve_family(family.name)
         return f"{path}: the scenario is valid"
     raise ConfigError(f"{str(path)!r} is neither a bundle nor a scenario; {kinds}")

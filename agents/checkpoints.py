@@ -130,7 +130,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
         UserError: when there is none at ``path``, or it is damaged or of another format.
     """
     if not path.is_file():
-        raise UserError(f"there is no checkpoint at {str(path)!r}; train without --resume first")
+        raise UserError(f"there is no checkpoint at {str(path)!r}; train without --resume, into a new folder")
     damaged = f"the checkpoint {str(path)!r} is damaged or of an unknown format; start anew in another folder"
     try:
         with safe_open(path, framework="pt") as file:

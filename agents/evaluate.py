@@ -13,14 +13,14 @@ from trimtab.agents.trial import Trial
 from trimtab.envs.episode import Episodes
 from trimtab.envs.populations import Populations
 from trimtab.envs.scenario import Scenario, load_scenario
-from trimtab.errors import MismatchError, out_of_range
+from trimtab.errors import MismatchError, check_whole
 from trimtab.inner_training.levers import LEVERS, resolve_levers
 from trimtab.inner_training.signals import all_signals, lever_signals
 from trimtab.inner_training.stepping import Mode
 from trimtab.inner_training.task import Instance
 from trimtab.inner_training.tasks import resolve_family
 from trimtab.policies.policy import Policy
-from trimtab.policies.registry import load_policy
+from trimtab.policies.registry import check_protocol, load_policy
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,8 +129,7 @@ class Evaluator:
         batch_of_runs: int = 32,
     ) -> None:
         for name, value, low in (("runs", runs, 1), ("seed", seed, 0), ("batch_of_runs", batch_of_runs, 1)):
-            if value < low:
-                raise out_of_range(name, value, low=low)
+            check_whole(name, value, low)
         self.scenario, self.runs, self.seed = scenario, runs, seed
         self._device, self._mode, self._slots = device, mode, batch_of_runs
         self.tick: Callable[[int], object] = lambda ended: None
@@ -293,7 +292,7 @@ def evaluate(
         UserError: an unknown name, a number out of range, or a policy that does not fit.
     """
     where = load_scenario(scenario)
-    what = fitting_policy(policy, where) if isinstance(policy, str | Path) else policy
+    what = fitting_policy(policy, where) if isinstance(policy, str | Path) else check_protocol(policy, "the policy")
     check_fits(what, where)
     evaluator = Evaluator(where, runs=runs, seed=seed, device=device, mode=mode, batch_of_runs=batch_of_runs)
     return evaluator.play(what, conditions)

@@ -96,7 +96,7 @@ class PPOPreset:
 
     @classmethod
     def from_dict(cls, settings: Mapping[str, Any]) -> PPOPreset:
-        """Restores what ``to_dict`` gave; ``UnknownNameError`` for a setting that does not exist.
+        """Restores what ``to_dict`` gave; ``UserError`` for a setting that does not exist or is of another type.
 
         >>> PPOPreset.from_dict(PPOPreset(n_epochs=3).to_dict()).n_epochs
         3
@@ -105,10 +105,14 @@ class PPOPreset:
         for name in settings:
             if name not in names:
                 raise unknown("setting", name, names)
-        try:
-            return cls(**settings)
-        except TypeError as error:
-            raise ConfigError(f"the preset cannot be read: {error}") from error
+        usual = cls().to_dict()
+        for name, value in settings.items():
+            kind = type(usual[name])
+            if type(value) is not kind and not (kind is float and type(value) is int):
+                raise ConfigError(
+                    f"setting {name} is {value!r}; it must be of type {kind.__name__}, such as {usual[name]!r}"
+                )
+        return cls(**settings)
 
 
 PRESETS: dict[str, PPOPreset] = {"ppo": PPOPreset()}

@@ -36,7 +36,7 @@ from trimtab.agents.selection import Selection
 from trimtab.agents.training_folder import TrainingConfig, TrainingFolder, check_free, config_to_resume, write_config
 from trimtab.envs.sb3_vec_env import TrimtabVecEnv, make_vec
 from trimtab.envs.scenario import Scenario, load_scenario
-from trimtab.errors import out_of_range
+from trimtab.errors import check_whole
 from trimtab.inner_training.stepping import Mode
 from trimtab.policies.bundle import save_bundle
 
@@ -79,8 +79,7 @@ def run_train(
             that cannot be resumed. Nothing is overwritten.
     """
     for name, value, low in (("timesteps", timesteps, 1), ("seed", seed, 0), ("num_envs", num_envs, 1)):
-        if value < low:
-            raise out_of_range(name, value, low=low)
+        check_whole(name, value, low)
     folder = TrainingFolder(root=Path(out))
     config = TrainingConfig(
         scenario=load_scenario(scenario),
@@ -96,7 +95,8 @@ def run_train(
     if not resume:
         check_free(folder)
         return _train(config, folder, None)
-    return _train(config_to_resume(folder, config), folder, load_checkpoint(folder.latest))
+    checkpoint = load_checkpoint(folder.latest)
+    return _train(config_to_resume(folder, config, checkpoint.steps), folder, checkpoint)
 
 
 def _train(config: TrainingConfig, folder: TrainingFolder, checkpoint: Checkpoint | None) -> Path:
@@ -106,7 +106,11 @@ def _train(config: TrainingConfig, folder: TrainingFolder, checkpoint: Checkpoin
         say(console, f"preparing {config.num_envs} inner runs of {config.scenario.id}")
         learner = Learner(config, checkpoint)
         write_config(folder, config)
-        learner.learn(folder, console)
+        try:
+            learner.learn(folder, console)
+        except KeyboardInterrupt:
+            say(console, f"what was learned up to the last update is in {folder.root}; go on with --resume")
+            raise
     bundle = save_bundle(policy_of_training(folder), folder.policy, overwrite=True)
     say(console, f"the best policy is in {bundle}")
     return bundle

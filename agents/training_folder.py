@@ -15,7 +15,7 @@ from trimtab.agents.checkpoints import BEST, LATEST, Score, write_atomically
 from trimtab.agents.presets import PPOPreset, preset
 from trimtab.envs.config import read_yaml
 from trimtab.envs.scenario import Scenario
-from trimtab.errors import ConfigError, MismatchError, OutputExistsError, UserError
+from trimtab.errors import ConfigError, MismatchError, OutputExistsError, UserError, out_of_range
 from trimtab.inner_training.stepping import Mode
 
 FORMAT = "trimtab-training-1"
@@ -156,23 +156,25 @@ def check_free(folder: TrainingFolder) -> None:
         raise OutputExistsError(f"{str(root)!r} already holds something; give another --out, or add --resume")
 
 
-def config_to_resume(folder: TrainingFolder, config: TrainingConfig) -> TrainingConfig:
+def config_to_resume(folder: TrainingFolder, config: TrainingConfig, done: int) -> TrainingConfig:
     """With which settings a training goes on.
 
     Args:
         folder: of the training.
         config: what was asked for now; scenario, algorithm, seed and num_envs must be those of the training.
+        done: environment steps of its last checkpoint.
 
     Returns:
         The preset that the training began with, and the budget and machine asked for now.
 
     Raises:
         UserError: when there is no training to resume.
+        RangeError: when more steps are done than the budget asked for now.
         MismatchError: when it is a training of something else.
     """
-    if not folder.latest.is_file():
-        raise UserError(f"there is no checkpoint in {str(folder.root)!r} to resume; train without --resume first")
     before = read_config(folder)
+    if config.timesteps < min(done, before.timesteps):  # the record of the training would say that it took less
+        raise out_of_range("timesteps", config.timesteps, low=min(done, before.timesteps), remedy="so many are done")
     # With other instances to select on, which follow from num_envs, scores would not compare.
     for name in ("algo", "seed", "num_envs"):
         _same(folder, name, getattr(before, name), getattr(config, name))

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from trimtab.envs.episode import Episodes, StepResult
-from trimtab.errors import MismatchError
+from trimtab.errors import MismatchError, UserError
 from trimtab.inner_training.task import Instance
 from trimtab.policies.policy import Policy
 
@@ -34,6 +34,17 @@ def _put(state: Any, runs: np.ndarray, part: Any) -> None:
         return
     for key in state if isinstance(state, dict) else range(len(state)):
         _put(state[key], runs, part[key])
+
+
+def _ask(policy: Policy, observations: np.ndarray, state: Any) -> tuple[np.ndarray, Any]:
+    """A policy's decision; whatever a user's own code raises becomes one sentence, its traceback stays chained."""
+    try:
+        actions, state = policy.act(observations, state)
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"policy {policy.name!r} failed in a decision: {type(error).__name__}: {error}") from error
+    return actions, state
 
 
 class Trial:
@@ -85,7 +96,7 @@ class Trial:
         while self._live.any():
             started = time.perf_counter()
             part = _rows(state, self._run_of, policy.name)
-            actions, part = policy.act(episodes.observations[:, :width], part)
+            actions, part = _ask(policy, episodes.observations[:, :width], part)
             _put(state, self._run_of, part)
             result = episodes.step(actions, policy.levers)
             self.seconds += time.perf_counter() - started

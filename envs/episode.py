@@ -110,7 +110,7 @@ class Episodes:
         self.returns, self.log_val_loss = np.zeros(num_envs), cap.copy()
         self.term_sums = {name: np.zeros(num_envs) for name in (*self._weights, "divergence")}
         self.term_sums = {name: held for name, held in self.term_sums.items() if self._weights.get(name, 1) > 0}
-        self.ended = np.ones(num_envs, dtype=bool)
+        self.ended, self._begun = np.ones(num_envs, dtype=bool), False
 
     def reset(self, mask: np.ndarray, seeds: np.ndarray, instances: Mapping[int, Instance] | None = None) -> np.ndarray:
         """Starts a new episode in the runs of ``mask``; the others are untouched, bit for bit.
@@ -128,7 +128,7 @@ class Episodes:
         self.seeds = np.where(mask, seeds, self.seeds)
         for held in (self.returns, self._last_move, self.decisions, *self.term_sums.values()):
             held[mask] = 0
-        self.ended = self.ended & ~mask
+        self.ended, self._begun = self.ended & ~mask, True
         blank = self.populations.reading(None, np.full(self.num_envs, np.nan))
         self._base = blank.base
         self.steering.reset(mask, blank.base)
@@ -151,8 +151,10 @@ class Episodes:
                 targets; the other levers stay where they are.
 
         Raises:
-            MismatchError: when the shape of ``actions`` is another.
+            MismatchError: when ``actions`` are of another shape or no numbers, or before the first ``reset``.
         """
+        if not self._begun:
+            raise MismatchError("no episode has begun; call reset before the first step")
         move = self.steering.decide(self._moves(actions, kinds), self._kinds if kinds is None else kinds)
         self.populations.set_lr_multiplier(self.steering.lr_multiplier)
         self.populations.set_hyperparameters(self.steering.hyperparameters(self._base))
@@ -187,7 +189,10 @@ class Episodes:
 
     def _moves(self, actions: np.ndarray, kinds: Mapping[str, Kind] | None) -> np.ndarray:
         wanted = (self.num_envs, len(self._kinds if kinds is None else kinds))
-        actions = np.asarray(actions, dtype=np.float64)
+        try:
+            actions = np.asarray(actions, dtype=np.float64)
+        except (TypeError, ValueError) as error:
+            raise MismatchError(f"actions are {actions!r}; they must be numbers of shape {wanted}") from error
         if actions.shape != wanted:
             raise MismatchError(f"actions have the shape {actions.shape}; it must be {wanted}, (runs, levers)")
         return actions - 1 if kinds is None and self.scenario.action == "multi-discrete" else actions

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from trimtab.envs.scenario import FamilyShare
-from trimtab.errors import out_of_range
+from trimtab.errors import check_whole, unknown
+from trimtab.inner_training.device import check_device
 from trimtab.inner_training.population import Population
 from trimtab.inner_training.reading import Reading
 from trimtab.inner_training.stepping import Mode, choose_mode
@@ -33,9 +34,7 @@ def split_runs(num_runs: int, shares: Sequence[float]) -> list[int]:
     >>> split_runs(4, [100, 1, 1])
     [2, 1, 1]
     """
-    if num_runs < len(shares):
-        remedy = "each task family of the scenario takes at least one run"
-        raise out_of_range("num_envs", num_runs, low=len(shares), remedy=remedy)
+    check_whole("num_envs", num_runs, len(shares), "each task family of the scenario takes at least one run")
     wanted = (num_runs - len(shares)) * np.asarray(shares, dtype=np.float64) / sum(shares)
     sizes = 1 + np.floor(wanted).astype(int)
     first = np.argsort(np.floor(wanted) - wanted, kind="stable")
@@ -64,6 +63,9 @@ class Populations:
         self, families: Sequence[FamilyShare], num_runs: int, *, clip: bool, device: str = "cpu", mode: Mode = "auto"
     ) -> None:
         sizes = split_runs(num_runs, [family.share for family in families])
+        if mode not in get_args(Mode):
+            raise unknown("mode", mode, get_args(Mode))
+        check_device(device)
         chosen = choose_mode(mode, num_runs)
         self.num_runs = num_runs
         self.members = tuple(

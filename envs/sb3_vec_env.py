@@ -17,7 +17,7 @@ from trimtab.envs.infos import of_run, run_values, start_values
 from trimtab.envs.scenario import Scenario, load_scenario
 from trimtab.envs.seeds import SEEDS, EpisodeSeeds
 from trimtab.envs.spaces import action_space, observation_space
-from trimtab.errors import out_of_range
+from trimtab.errors import check_whole
 from trimtab.inner_training.stepping import Mode
 
 
@@ -85,8 +85,7 @@ class TrimtabVecEnv(VecEnv):
         device: str = "cpu",
         mode: Mode = "auto",
     ) -> None:
-        if seed < 0:
-            raise out_of_range("seed", seed, low=0)
+        seed = check_whole("seed", seed, 0)
         self.scenario = load_scenario(scenario)
         self.episodes = Episodes(self.scenario, num_envs, held_out=held_out, device=device, mode=mode)
         self.slots = [RunSlot(self.episodes, index) for index in range(num_envs)]
@@ -151,9 +150,7 @@ class TrimtabVecEnv(VecEnv):
         """Gives environment i the seed ``seed + i`` at the next ``reset``; without one, a fresh seed is drawn."""
         if seed is None:
             seed = int(np.random.default_rng().integers(SEEDS))
-        if seed < 0:
-            raise out_of_range("seed", seed, low=0)
-        self._root = seed
+        self._root = seed = check_whole("seed", seed, 0)
         self._seeds = [seed + slot for slot in range(self.num_envs)]
         return self._seeds
 

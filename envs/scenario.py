@@ -254,6 +254,8 @@ def load_scenario(source: str | Path | Scenario) -> Scenario:
     """
     if isinstance(source, Scenario):
         return source
+    if not isinstance(source, str | Path):
+        raise ConfigError(f"a scenario is given by its id or the path of a YAML file, not as {type(source).__name__}")
     if isinstance(source, Path) or source.endswith((".yaml", ".yml")):
         path = Path(source)
         return Scenario.of(read_yaml(path), str(path))

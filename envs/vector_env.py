@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from trimtab.envs.infos import batched, run_values, start_values, step_values
 from trimtab.envs.scenario import Scenario, load_scenario
 from trimtab.envs.seeds import SEEDS, EpisodeSeeds
 from trimtab.envs.spaces import action_space, observation_space
-from trimtab.errors import MismatchError, out_of_range, unknown
+from trimtab.errors import MismatchError, check_whole, unknown
 from trimtab.inner_training.stepping import Mode
 
 Step = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]
@@ -73,6 +74,8 @@ class TrimtabVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
             seed: environment i takes ``seed + i``; a sequence gives each its own, None goes on as it would have.
             options: ``reset_mask``, (N,) bool with at least one True.
         """
+        if isinstance(seed, Integral):
+            seed = check_whole("seed", seed, 0)
         super().reset(seed=seed if isinstance(seed, int) else None)
         mask = self._mask((options or {}).get("reset_mask"))
         if seed is not None:
@@ -103,9 +106,7 @@ class TrimtabVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
             )
         for slot, (first, root) in enumerate(zip(seeds, roots, strict=True)):
             if first is not None and root is not None and mask[slot]:
-                if first < 0:
-                    raise out_of_range(f"seed[{slot}]", first, low=0)
-                self._seeds.restart(slot, first, root)
+                self._seeds.restart(slot, check_whole(f"seed[{slot}]", first, 0), root)
 
     def step(self, actions: np.ndarray) -> Step:
         """Takes one decision in every environment; see the class for what happens to runs that end."""

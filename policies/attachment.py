@@ -13,7 +13,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import nn
 
-from trimtab.errors import MismatchError, OutputExistsError, UserError, out_of_range, unknown
+from trimtab.errors import MismatchError, OutputExistsError, UserError, check_whole, unknown
 from trimtab.inner_training.guard import GuardConfig
 from trimtab.inner_training.levers import LEVERS, Lever, resolve_levers
 from trimtab.inner_training.signals import Signal, lever_signals
@@ -111,9 +111,7 @@ def check_count(name: str, value: int | None, meaning: str) -> int | None:
     """A whole number of at least 1, or None."""
     if value is None:
         return None
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise out_of_range(name, value, 1, remedy=f"{meaning}, a whole number, or None")
-    return value
+    return check_whole(name, value, 1, remedy=f"{meaning}, or None")
 
 
 def check_mode(mode: str) -> Mode:
@@ -199,7 +197,7 @@ def check_state(state: Mapping[str, Any], identity: Mapping[str, Any], scheduled
         scheduled_lr: the scheduled learning rate of each parameter group now.
     """
     for key, value in identity.items():
-        if key not in state:
+        if not isinstance(state, Mapping) or key not in state:
             raise MismatchError(f"this is not the state of a controller: it has no {key!r}")
         if state[key] != value:
             raise MismatchError(f"the state was saved with {key} {state[key]!r}, but this controller has {value!r}")

@@ -173,7 +173,9 @@ def validate(content: Any, where: str) -> Manifest:
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         field = ".".join(str(part) for part in first["loc"])
-        raise BundleError(f"{where}: {f'{field}: ' if field else ''}{first['msg']}") from error
+        raise BundleError(
+            f"{where}: {f'{field}: ' if field else ''}{first['msg'].removeprefix('Value error, ')}"
+        ) from error
 
 
 def parse(raw: bytes, where: str) -> Manifest:

@@ -12,7 +12,7 @@ from typing import Any, get_args
 
 import numpy as np
 
-from trimtab.errors import BundleError, ConfigError, MismatchError, UserError, unknown
+from trimtab.errors import BundleError, ConfigError, MismatchError, UnknownNameError, UserError, unknown
 from trimtab.inner_training.levers import LEVERS
 from trimtab.inner_training.signals import all_signals
 from trimtab.policies import names
@@ -93,17 +93,23 @@ def check_policy(policy: object, label: str) -> Policy:
     Raises:
         MismatchError: names the attribute, signal or lever that does not fit, or a trial decision that failed.
     """
+    policy = check_protocol(policy, label)
+    _check_names(label, policy)
+    every = policy.decide_every
+    if every is not None and (not isinstance(every, int) or every < 1):
+        raise MismatchError(f"{label}: decide_every is {every!r}; it must be None or a whole number of at least 1")
+    _check_trial(label, policy)
+    return policy
+
+
+def check_protocol(policy: object, label: str) -> Policy:
+    """Verifies no more than that an object has what a policy has; ``MismatchError`` names what it lacks."""
     missing = [
         name for name in ("name", "signals", "levers", "decide_every", "init", "act") if not hasattr(policy, name)
     ]
     if missing or not isinstance(policy, Policy) or isinstance(policy, type):
         lack = f"it has no {', '.join(missing)}" if missing else "it is a class; give an instance"
         raise MismatchError(f"{label} is not a policy: {lack}")
-    _check_names(label, policy)
-    every = policy.decide_every
-    if every is not None and (not isinstance(every, int) or every < 1):
-        raise MismatchError(f"{label}: decide_every is {every!r}; it must be None or a whole number of at least 1")
-    _check_trial(label, policy)
     return policy
 
 
@@ -138,7 +144,10 @@ def _check_trial(label: str, policy: Policy) -> None:
 
 def _make(label: str, factory: Callable[..., Any], options: Mapping[str, Any]) -> object:
     """Calls a factory whose options were checked by name first."""
-    parameters = inspect.signature(factory).parameters.values()
+    try:
+        parameters = tuple(inspect.signature(factory).parameters.values())
+    except ValueError:  # a builtin that does not tell what it takes
+        parameters = ()
     kinds = {parameter.kind for parameter in parameters}
     skipped = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
     named = [parameter for parameter in parameters if parameter.kind not in skipped]
@@ -175,11 +184,12 @@ def _load_bundle(path: Path) -> Policy:
 def _load_object(given: str, module: str, attribute: str, options: Mapping[str, Any]) -> object:
     try:
         found: Any = importlib.import_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise UserError(f"cannot import {module!r} for policy {given!r}: {type(error).__name__}: {error}") from error
     for part in attribute.split("."):
         if not hasattr(found, part):
-            raise UserError(f"policy {given!r}: {unknown('name', part, [n for n in vars(found) if n[0] != '_'])}")
+            public = [name for name in getattr(found, "__dict__", {}) if name[0] != "_"]
+            raise UnknownNameError(f"policy {given!r}: {unknown('name', part, public)}")
         found = getattr(found, part)
     if isinstance(found, Policy) and not isinstance(found, type):
         if options:

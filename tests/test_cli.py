@@ -114,12 +114,13 @@ BENCH = ["bench", "--policies", "cosine", "--scenarios", "digits-mlp", "--out", 
         ([*TRAIN, "--speed", "9"], "unrecognized arguments: --speed 9"),
         ([*TRAIN, "--timesteps", "many"], "invalid int value: 'many'"),
         ([*TRAIN, "--timesteps", "0"], "--timesteps is 0; it must be at least 1"),
-        ([*TRAIN, "--num-envs", "-1"], "--num-envs is -1; it must be at least 1"),
+        ([*TRAIN, "--num-envs", "-1"], "--num-envs is -1; it must be between 1 and 100000"),
         ([*TRAIN, "--seed", "-1"], "--seed is -1; it must be at least 0"),
         ([*TRAIN, "--mode", "fast"], "invalid choice: 'fast'"),
         ([*TRAIN, "--device", "cpuu"], "unknown device 'cpuu'; did you mean 'cpu'? allowed: cpu, cuda, cuda:0, mps"),
-        ([*TRAIN, "--device", "cuda:4096"], "device 'cuda:4096' is not present on this machine; use --device cpu"),
-        ([*BENCH, "--runs", "0"], "--runs is 0; it must be at least 1"),
+        ([*TRAIN, "--device", "cuda:4096"], "device 'cuda:4096' is not present on this machine; use 'cpu'"),
+        ([*BENCH, "--runs", "0"], "--runs is 0; it must be between 1 and 1000000"),
+        ([*BENCH, "--runs", "9" * 12], "--runs is 999999999999; it must be between 1 and 1000000"),
         ([*BENCH, "--seed", "-3"], "--seed is -3; it must be at least 0"),
         (["list", "signal"], "unknown table 'signal'; did you mean 'signals'? allowed: scenarios, signals, levers"),
         (["check", "no-such-thing"], "no file or folder 'no-such-thing'; give a bundle's folder"),
@@ -151,6 +152,47 @@ def test_interrupt_is_130(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
     spy(monkeypatch, "trimtab.policies.bundle", "describe", KeyboardInterrupt())
     assert cli.main(["inspect", "b"]) == 130
     assert capsys.readouterr().err == "trimtab: interrupted\n"
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (OSError(28, "No space left on device", "out/a"), "'out/a': No space left on device"),
+        (OSError("the archive is torn"), "the archive is torn"),
+        (MemoryError(), "there is not enough memory for that many runs; take fewer"),
+        (RuntimeError("CUDA out of memory. Tried to allocate"), "there is not enough memory for that many runs"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), "there is not enough memory"),
+    ],
+    ids=repr,
+)
+def test_what_the_machine_refuses_is_one_line(
+    error: Exception, message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    spy(monkeypatch, "trimtab.policies.bundle", "describe", error)
+    assert cli.main(["inspect", "b"]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"trimtab: {message}") and said.count("\n") == 1
+
+
+@pytest.mark.parametrize("words", ["list signals", "check own.yaml"])
+def test_a_reader_that_has_seen_enough_gets_no_traceback(words: str, tmp_path: Path) -> None:
+    (tmp_path / "own.yaml").write_text("id: own\nextends: digits-mlp\n")
+    command = f"{sys.executable} -m trimtab {words} | true; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", command], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (1, "")
+
+
+def test_modules_of_the_working_folder_can_be_named(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry])  # as the console script leaves it
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "trimtab_own_task.py").write_text("def make():\n    raise KeyError('inside')\n")
+    (tmp_path / "json.py").write_text("1 / 0")  # hides nothing
+    (tmp_path / "own.yaml").write_text("id: own\nfamilies: ['trimtab_own_task:make']\n")
+    assert cli.main(["check", "own.yaml"]) == 2
+    assert capsys.readouterr().err == "trimtab: task family 'trimtab_own_task:make' raised KeyError: 'inside'\n"
+    assert sys.path[-1] == str(tmp_path)
 
 
 def test_other_errors_are_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,6 +6,7 @@ import inspect
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from trimtab import errors
@@ -53,6 +54,19 @@ def test_out_of_range_names_the_limits(low: float | None, high: float | None, li
     assert isinstance(error, RangeError)
     assert str(error) == f"momentum is 7; it must be {limits}"
     assert str(out_of_range("momentum", 7, low, high, remedy="try 0.9")).endswith(f"{limits} (try 0.9)")
+
+
+@pytest.mark.parametrize("value", [1.5, 2.0, True, None, "3", float("nan")], ids=repr)
+def test_what_is_no_whole_number_is_refused(value: object) -> None:
+    with pytest.raises(RangeError) as caught:
+        errors.check_whole("runs", value, 1, remedy="64 is usual")
+    assert str(caught.value) == f"runs is {value!r}; it must be a whole number of at least 1 (64 is usual)"
+
+
+def test_whole_numbers_of_numpy_are_as_good() -> None:
+    assert type(errors.check_whole("runs", np.int64(3), 1)) is int
+    with pytest.raises(RangeError, match="runs is 0; it must be at least 1"):
+        errors.check_whole("runs", np.int64(0), 1)
 
 
 def test_require_extra_imports() -> None:

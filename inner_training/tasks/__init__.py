@@ -86,9 +86,9 @@ def register_task(name: str, factory: Callable[[], TaskFamily]) -> None:
     """
     if name in FAMILIES:
         raise ConfigError(f"task family {name!r} exists already; give yours another name")
-    if not name or ":" in name:
+    if not isinstance(name, str) or not name or ":" in name:
         raise ConfigError(
-            f"task family name {name!r} is empty or holds ':', which stands for module:function; rename it"
+            f"task family name {name!r} is empty, no text, or holds ':', which stands for module:function; rename it"
         )
     if not callable(factory):
         raise ConfigError(

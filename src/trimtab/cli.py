@@ -6,7 +6,9 @@ Bad input ends with exit code 2 and one line on standard error; an interrupt wit
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
+import os
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -14,6 +16,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from trimtab.errors import UserError, out_of_range, unknown
+
+MOST_ENVS, MOST_RUNS = 100_000, 1_000_000  # more is a slip of the keyboard, and would fill the memory before it failed
 
 # What `trimtab list` can show -> (module, its mapping name -> entry with a one-line `.doc`).
 _TABLES = {
@@ -32,34 +36,20 @@ class _Parser(argparse.ArgumentParser):
         raise UserError(f"{message}; see: {self.prog} --help")
 
 
-def _at_least(low: int, **values: int) -> None:
+def _within(low: int, high: int | None = None, **values: int) -> None:
     for name, value in values.items():
-        if value < low:
-            raise out_of_range("--" + name.replace("_", "-"), value, low=low)
-
-
-def _check_device(name: str) -> None:
-    if not re.fullmatch(r"cpu|mps|cuda(:\d+)?", name):
-        raise unknown("device", name, ["cpu", "cuda", "cuda:0", "mps"])
-    if name == "cpu":
-        return
-    import torch
-
-    kind, _, index = name.partition(":")
-    if kind == "mps":
-        present = torch.backends.mps.is_available()
-    else:
-        present = torch.cuda.is_available() and int(index or 0) < torch.cuda.device_count()
-    if not present:
-        raise UserError(f"device {name!r} is not present on this machine; use --device cpu")
+        if value < low or (high is not None and value > high):
+            raise out_of_range("--" + name.replace("_", "-"), value, low, high)
 
 
 def _train(args: argparse.Namespace) -> None:
-    _at_least(1, timesteps=args.timesteps, num_envs=args.num_envs)
-    _at_least(0, seed=args.seed)
-    _check_device(args.device)
+    _within(1, timesteps=args.timesteps)
+    _within(1, MOST_ENVS, num_envs=args.num_envs)
+    _within(0, seed=args.seed)
     from trimtab.agents.train import run_train
+    from trimtab.inner_training.device import check_device
 
+    check_device(args.device)
     run_train(
         args.scenario,
         algo=args.algo,
@@ -74,11 +64,12 @@ def _train(args: argparse.Namespace) -> None:
 
 
 def _bench(args: argparse.Namespace) -> None:
-    _at_least(1, runs=args.runs)
-    _at_least(0, seed=args.seed)
-    _check_device(args.device)
+    _within(1, MOST_RUNS, runs=args.runs)
+    _within(0, seed=args.seed)
     from trimtab.agents.benchmark import run_bench
+    from trimtab.inner_training.device import check_device
 
+    check_device(args.device)
     run_bench(
         args.policies,
         args.scenarios,
@@ -219,19 +210,43 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: the arguments after the program's name; None takes those of the process.
 
     Returns:
-        The exit code: 0 done, 2 bad input, 130 interrupted.
+        The exit code: 0 done, 1 nobody reads the output any more, 2 bad input, 130 interrupted.
 
     Raises:
         SystemExit: with code 0, after `--help` and `--version`.
     """
+    _import_from_here()
     try:
         args = build_parser().parse_args(argv)
         command: Callable[[argparse.Namespace], None] = args.command
         command(args)
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever read the output, such as `head`, has seen enough
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115  # or Python would complain when it flushes at exit
+        return 1
     except UserError as error:
-        print(f"trimtab: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
+        return _refuse(str(error))
+    except OSError as error:  # a disk that is full, a folder that may not be written
+        where = f"{error.filename!r}: " if error.filename is not None else ""
+        return _refuse(f"{where}{error.strerror or error}")
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError) and not re.search("out of memory|allocate memory", str(error)):
+            raise
+        return _refuse("there is not enough memory for that many runs; take fewer with --num-envs or --runs")
     except KeyboardInterrupt:
         print("trimtab: interrupted", file=sys.stderr)
         return 130
     return 0
+
+
+def _refuse(message: str) -> int:
+    print(f"trimtab: {' '.join(message.split())}", file=sys.stderr)
+    return 2
+
+
+def _import_from_here() -> None:
+    """Lets ``module:object`` name a file of the working folder; last, so that it hides no installed module."""
+    with contextlib.suppress(FileNotFoundError):  # the folder was deleted under our feet
+        here = os.getcwd()
+        if not {"", here} & set(sys.path):
+            sys.path.append(here)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import importlib
 from collections.abc import Iterable
+from numbers import Integral
 from types import ModuleType
 
 
@@ -97,6 +98,33 @@ def out_of_range(
         limits = "a finite number"
     tail = f" ({remedy})" if remedy else ""
     return RangeError(f"{name} is {value}; it must be {limits}{tail}")
+
+
+def check_whole(name: str, value: object, low: int, remedy: str = "") -> int:
+    """A whole number that is large enough, as Python's ``int``; numpy's integers are as good, True and 2.0 are not.
+
+    Args:
+        name: the name of the quantity, as the user writes it.
+        value: the value that was given.
+        low: the smallest allowed value, inclusive.
+        remedy: what to do, in a few words; empty for none.
+
+    Raises:
+        RangeError: when it is no whole number, or too small.
+
+    Example:
+        >>> check_whole("runs", 64, 1)
+        64
+        >>> check_whole("runs", 1.5, 1)
+        Traceback (most recent call last):
+        trimtab.errors.RangeError: runs is 1.5; it must be a whole number of at least 1
+    """
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        tail = f" ({remedy})" if remedy else ""
+        raise RangeError(f"{name} is {value!r}; it must be a whole number of at least {low}{tail}")
+    if int(value) < low:
+        raise out_of_range(name, value, low=low, remedy=remedy)
+    return int(value)
 
 
 def require_extra(module: str, extra: str) -> ModuleType:

@@ -15,7 +15,7 @@ from torch import Tensor
 from tests.agents.tiny import TINY, TWO
 from trimtab.agents.conditions import Conditions
 from trimtab.agents.evaluate import Evaluation, Evaluator, evaluate
-from trimtab.errors import ConfigError, MismatchError, RangeError, UnknownNameError
+from trimtab.errors import ConfigError, MismatchError, RangeError, UnknownNameError, UserError
 from trimtab.inner_training.guard import GuardConfig
 from trimtab.inner_training.population import Population
 from trimtab.inner_training.schedules import BaseSchedule, factor
@@ -52,7 +52,7 @@ class Spy:
 def play(policy: Any = "constant", scenario: Any = TINY, *, runs: int = 6, **options: Any) -> Evaluation:
     names = Conditions.__dataclass_fields__
     conditions = Conditions(**{name: options.pop(name) for name in list(options) if name in names})
-    return evaluate(policy, scenario, runs=runs, mode="eager", conditions=conditions, **options)
+    return evaluate(policy, scenario, runs=runs, conditions=conditions, **{"mode": "eager", **options})
 
 
 def assert_same_runs(one: Evaluation, two: Evaluation, **tolerance: float) -> None:
@@ -309,6 +309,22 @@ def test_random_moves_the_levers_that_there_are() -> None:
         play(load_policy("random"))
 
 
+@dataclass
+class Failing(Spy):
+    """Fails in its second decision."""
+
+    def act(self, observations: np.ndarray, state: dict[str, Any]) -> tuple[np.ndarray, dict[str, Any]]:
+        if state["decision"].max() > 0:
+            raise KeyError("inside")
+        return super().act(observations, state)
+
+
+def test_a_policy_that_fails_is_named_and_its_error_is_kept() -> None:
+    with pytest.raises(UserError, match="policy 'spy' failed in a decision: KeyError: 'inside'") as caught:
+        play(Failing())
+    assert isinstance(caught.value.__cause__, KeyError)
+
+
 # --- bad input --------------------------------------------------------------------------------------------------
 
 BAD = {
@@ -316,6 +332,11 @@ BAD = {
     "scenario": ({"scenario": "digits-mpl"}, UnknownNameError, "did you mean 'digits-mlp'"),
     "file": ({"scenario": "none.yaml"}, ConfigError, "none.yaml"),
     "runs": ({"runs": 0}, RangeError, "runs is 0"),
+    "half a run": ({"runs": 1.5}, RangeError, "runs is 1.5; it must be a whole number"),
+    "no policy": ({"policy": 7}, MismatchError, "the policy is not a policy: it has no name"),
+    "class": ({"policy": Spy}, MismatchError, "is not a policy"),
+    "mode": ({"mode": "fast"}, UnknownNameError, "unknown mode 'fast'.*allowed: auto, compile, eager"),
+    "device": ({"device": "tpu"}, UnknownNameError, "unknown device 'tpu'; did you mean 'cpu'"),
     "seed": ({"seed": -1}, RangeError, "seed is -1"),
     "batch": ({"batch_of_runs": 0}, RangeError, "batch_of_runs is 0"),
     "missing": ({"missing": "all"}, UnknownNameError, "'all'.*allowed: none, validation, progress, both"),

@@ -128,8 +128,10 @@ def test_progress_on_a_terminal() -> None:
 def test_preset_is_checked() -> None:
     with pytest.raises(UnknownNameError, match="unknown activation 'tahn'; did you mean 'tanh'"):
         PPOPreset(activation="tahn")
-    with pytest.raises(ConfigError, match="the preset cannot be read"):
-        PPOPreset.from_dict({"policy_layers": 3})
+    for name, wrong in (("policy_layers", 3), ("n_epochs", "many"), ("n_epochs", 2.5), ("gamma", True)):
+        with pytest.raises(ConfigError, match=f"setting {name} is {wrong!r}; it must be of type"):
+            PPOPreset.from_dict({name: wrong})
+    assert PPOPreset.from_dict({"gamma": 1}).gamma == 1
 
 
 @pytest.mark.parametrize("timesteps", [1, 100, 1000, 5_000, 200_000, 3_000_000])

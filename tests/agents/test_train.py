@@ -225,6 +225,13 @@ def test_resuming_a_finished_training_changes_nothing(resumed: tuple[Path, Any, 
     assert (folder / "policy" / "policy.json").read_bytes() == before
 
 
+def test_a_training_is_not_shortened_afterwards(resumed: tuple[Path, Any, Any]) -> None:
+    config = (resumed[0] / "config.yaml").read_bytes()
+    with pytest.raises(RangeError, match=f"timesteps is {ROLLOUT}; it must be at least {8 * ROLLOUT}"):
+        learn(resumed[0], 1, resume=True)
+    assert (resumed[0] / "config.yaml").read_bytes() == config
+
+
 def test_best_evaluation_is_kept(tmp_path: Path) -> None:
     """A resumed training that only gets worse leaves the best checkpoint as it is."""
     learn(tmp_path / "out", 4)
@@ -237,7 +244,7 @@ def test_best_evaluation_is_kept(tmp_path: Path) -> None:
     assert logged(tmp_path / "out")["evaluation/final_loss"][-1] == (5 * ROLLOUT, 9.0)
 
 
-def test_interrupted_training_goes_on_from_its_last_rollout(tmp_path: Path) -> None:
+def test_interrupted_training_goes_on_from_its_last_rollout(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """What was logged after the last checkpoint is dropped, so that no step is there twice."""
     calls = 0
 
@@ -253,6 +260,7 @@ def test_interrupted_training_goes_on_from_its_last_rollout(tmp_path: Path) -> N
         patch.setattr(train.PPO, "train", interrupted)
         with pytest.raises(KeyboardInterrupt):
             learn(tmp_path / "out")
+    assert "go on with --resume" in " ".join(capsys.readouterr().err.split())
     assert load_checkpoint(tmp_path / "out" / "checkpoints" / "latest.safetensors").steps == 2 * ROLLOUT
     assert not (tmp_path / "out" / "policy").exists()
     learn(tmp_path / "out", resume=True)
@@ -290,7 +298,11 @@ def test_resumed_episodes_are_new() -> None:
         ({"num_envs": 0}, RangeError, "num_envs is 0; it must be at least 1"),
         ({"seed": -1}, RangeError, "seed is -1; it must be at least 0"),
         ({"scenario": TWO, "num_envs": 1}, RangeError, "num_envs is 1; it must be at least 2"),
-        ({"resume": True}, UserError, "there is no checkpoint in .* to resume; train without --resume first"),
+        (
+            {"resume": True},
+            UserError,
+            "there is no checkpoint at .*; train without --resume, into a new folder",
+        ),
     ],
 )
 def test_bad_input(changes: dict[str, Any], error: type[Exception], message: str, tmp_path: Path) -> None:

@@ -277,6 +277,13 @@ def test_targets_and_part_of_the_levers() -> None:
 def test_actions_of_another_shape_are_refused() -> None:
     with pytest.raises(MismatchError, match=r"shape \(3, 2\); it must be \(3, 4\)"):
         started(scenario(), 3).step(np.zeros((3, 2)))
+    with pytest.raises(MismatchError, match=r"actions are 'up'; they must be numbers of shape \(3, 4\)"):
+        started(scenario(), 3).step("up")  # type: ignore[arg-type]
+
+
+def test_nothing_is_stepped_before_it_was_reset() -> None:
+    with pytest.raises(MismatchError, match="no episode has begun; call reset"):
+        Episodes(scenario(), 2, mode="eager").step(np.zeros((2, 4)))
 
 
 def test_too_few_environments_for_the_families() -> None:

@@ -283,6 +283,8 @@ def test_sb3_seeds() -> None:
     assert np.array_equal(np.random.get_state()[1], state)
     with pytest.raises(RangeError, match="seed is -1"):
         make_vec(scenario(), 2, seed=-1)
+    with pytest.raises(RangeError, match="num_envs is 2.0; it must be a whole number of at least 1"):
+        make_vec(scenario(), 2.0)  # type: ignore[arg-type]
 
 
 def test_sb3_attributes_are_those_of_each_run() -> None:

@@ -61,7 +61,8 @@ def test_yaml_reads_numbers_without_a_point(tmp_path: Path) -> None:
 
 def test_defaults() -> None:
     scenario = Scenario.of(WHOLE)
-    assert scenario.signals == tuple(all_signals())
+    assert scenario.signals == tuple(name for name, one in all_signals().items() if one.group != "scale")
+    assert {"log_parameters", "log_batch"}.isdisjoint(scenario.signals)
     assert scenario.families[0].share == 1
     assert Scenario.of({**WHOLE, "levers": ["lr"]}).signals == default_signals(["lr"])
     assert "momentum_position" not in default_signals(["lr"])
@@ -192,3 +193,5 @@ def test_missing_and_undecodable_files(tmp_path: Path) -> None:
 def test_unknown_id() -> None:
     with pytest.raises(UnknownNameError, match="unknown scenario 'digits-mpl'; did you mean 'digits-mlp'"):
         load_scenario("digits-mpl")
+    with pytest.raises(ConfigError, match="by its id or the path of a YAML file, not as NoneType"):
+        load_scenario(None)  # type: ignore[arg-type]

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import nn
 
-from tests.inner_training.families import draws, each_mlp, images_task, line_task
+from tests.inner_training.families import BUILT_IN, draws, each_mlp, images_task, line_task
 from trimtab.errors import ConfigError, UserError
 from trimtab.inner_training import tasks
 from trimtab.inner_training.task import TaskFamily
@@ -143,6 +143,7 @@ def test_register_task() -> None:
         ("a:b", images_task, "holds ':'"),
         ("", images_task, "is empty"),
         ("own", 3, "is 3; give a callable"),
+        (3, images_task, "3 is empty, no text,"),
     ],
 )
 def test_register_errors(name: str, factory: Callable[[], TaskFamily], message: str) -> None:
@@ -159,15 +160,20 @@ def test_resolve_a_function(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         "    return ArrayTask('mine', lambda: torch.nn.Linear(2, 2), np.ones((50, 2)), np.arange(50) % 2)",
         "def other():",
         "    return 'mine'",
+        "def torn():",
+        "    return 1 / 0",
         "number = 3",
     ]
     (tmp_path / "my_trimtab_tasks.py").write_text("\n".join(lines))
     (tmp_path / "my_broken_tasks.py").write_text("1 / 0")
+    (tmp_path / "my_leaving_tasks.py").write_text("raise SystemExit(0)")
     monkeypatch.syspath_prepend(str(tmp_path))
     assert resolve_family("my_trimtab_tasks:make").draw(1, held_out=True).key == "mine/held-out/1"
     for place, message in {
         "my_trimtab_tasks:other": "returned a str; it must return a TaskFamily",
         "my_trimtab_tasks:number": "is a int; name a function",
+        "my_trimtab_tasks:torn": "'my_trimtab_tasks:torn' raised ZeroDivisionError: division by zero",
+        "my_leaving_tasks:make": r"cannot import module 'my_leaving_tasks' \(SystemExit: 0\)",
         "my_trimtab_tasks:mak": "has no 'mak'",
         "my_trimtab_tasks:": "has no ''",
         "my_broken_tasks:make": r"cannot import module 'my_broken_tasks' \(ZeroDivisionError: division by zero\)",
@@ -192,7 +198,7 @@ def test_importing_the_table_is_light() -> None:
 def test_page_of_families() -> None:
     page = ROOT / "docs" / "tasks.md"
     text = page.read_text(encoding="utf-8")
-    for name in FAMILIES:
+    for name in BUILT_IN:
         assert f"| `{name}` |" in text
     results = doctest.testfile(str(page), module_relative=False)
     assert results.failed == 0

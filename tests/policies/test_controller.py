@@ -443,6 +443,8 @@ def test_optimizers_that_cannot_be_steered_are_refused() -> None:
     attach(loop.optimizer, policy=holding())
     with pytest.raises(UserError, match=r"has a controller already; call detach\(\)"):
         attach(loop.optimizer, policy=holding())
+    with pytest.raises(MismatchError, match="this is not the state of a controller"):
+        attach(Loop(sgd).optimizer, policy=holding()).load_state_dict(None)  # type: ignore[arg-type]
     with pytest.raises(UserError, match=r"Linear is not a torch.optim.Optimizer"):
         attach(torch.nn.Linear(1, 1))  # type: ignore[arg-type]
     frozen = torch.optim.SGD([torch.zeros(2)], lr=0.1)
