@@ -15,6 +15,7 @@ from trimtab.envs.scenario import Scenario
 from trimtab.errors import UserError
 from trimtab.policies.network import LearnedPolicy
 from trimtab.policies.policy import Policy
+from trimtab.policies.registry import DEFAULT
 
 Setting = Literal["untuned", "tuned", "oracle"]
 
@@ -62,7 +63,8 @@ def make_contestants(names: Sequence[str], scenario: Scenario, *, tuned: bool = 
         tuned: add constant and cosine, tuned and by the oracle.
 
     Returns:
-        Contestants in order, without repetitions. Policies that share a name are labelled by what was given instead.
+        Contestants in order, without repetitions. Policies that share a name are labelled by what was given instead, and
+        so is the one that comes with trimtab.
 
     Raises:
         UserError: an unknown name, a damaged bundle, a policy that does not fit, or nothing to compare.
@@ -77,7 +79,7 @@ def make_contestants(names: Sequence[str], scenario: Scenario, *, tuned: bool = 
     for source, setting in given:
         policy = policies[source]
         check_fits(policy, scenario)
-        called = policy.name if names_of.count(policy.name) == 1 else source
+        called = source if source == DEFAULT or names_of.count(policy.name) > 1 else policy.name
         label = called if setting == "untuned" else f"{called}@{setting}"
         found.append(Contestant(label=label, source=source, policy=policy, setting=setting))
     return tuple(found)

@@ -184,6 +184,13 @@ def test_policies_of_one_name_are_called_by_their_places(tmp_path: Path) -> None
     assert [one.learned for one in contestants] == [True, True, False]
 
 
+def test_the_policy_that_comes_along_is_called_default(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    save_bundle(learned(), tmp_path / "shipped")
+    monkeypatch.setattr("trimtab.policies.registry.DEFAULT_BUNDLE", tmp_path / "shipped")
+    (contestant,) = make_contestants(["default"], TINY)
+    assert (contestant.label, contestant.policy.name) == ("default", "made-up")
+
+
 def test_every_rule_competes_when_none_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     seen: list[list[str]] = []
 
