@@ -124,6 +124,8 @@ class Population:
         remedy = "use layer or group norm in place of batch norm, and leave dropout out"
         try:
             self._take_step(step, self._idle())
+        except torch.OutOfMemoryError:
+            raise
         except Exception as error:
             reason = str(error).strip().partition("\n")[0]
             raise MismatchError(f"the module of {self.family.name!r} cannot be stacked: {reason}; {remedy}") from error
