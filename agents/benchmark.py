@@ -13,14 +13,14 @@ from rich.table import Table
 from rich.text import Text
 
 from trimtab.agents.contestants import Competition, Contestant, count_evaluations, make_contestants
-from trimtab.agents.evaluate import Evaluator
+from trimtab.agents.evaluate import Evaluator, check_fits
 from trimtab.agents.report_page import COLUMNS, cells, draw_figure, notes, to_html
 from trimtab.agents.results import ScenarioResult, summarise, to_csv, to_json, write_atomic
 from trimtab.envs.scenario import Scenario, load_scenario
-from trimtab.errors import ConfigError, OutputExistsError, UserError
+from trimtab.errors import ConfigError, MismatchError, OutputExistsError, UserError
 from trimtab.inner_training.stepping import Mode
 from trimtab.policies.names import rules
-from trimtab.policies.registry import DEFAULT, DEFAULT_BUNDLE
+from trimtab.policies.registry import DEFAULT, DEFAULT_BUNDLE, load_policy
 
 WIDE = 165  # characters that the whole table takes
 NARROW_COLUMNS = ("policy", "final loss", "minus reference", "better", "diverged")
@@ -57,9 +57,9 @@ def run_bench(
     Raises:
         UserError: an unknown name, a number out of range, a policy that does not fit, or a folder that is not empty.
     """
-    names = tuple(policies) or _default_policies()
     places = [load_scenario(scenario) for scenario in scenarios]
     _check_scenarios(places)
+    names = tuple(policies) or _default_policies(places)
     fields = [make_contestants(names, place, tuned=tuned) for place in places]
     evaluators = [Evaluator(place, runs=runs, seed=seed, device=device, mode=mode) for place in places]
     options = {"runs": runs, "seed": seed, "device": device, "mode": mode, "out": out}
@@ -95,8 +95,18 @@ def _compete(fields: Sequence[Sequence[Contestant]], evaluators: Sequence[Evalua
     return tuple(results)
 
 
-def _default_policies() -> tuple[str, ...]:
-    return (*([DEFAULT] if DEFAULT_BUNDLE.exists() else []), *rules())
+def _default_policies(scenarios: Sequence[Scenario]) -> tuple[str, ...]:
+    """Every rule, and the policy that comes with trimtab where it fits the scenarios; nobody asked for it by name."""
+    if not DEFAULT_BUNDLE.exists():
+        return rules()
+    shipped = load_policy(DEFAULT)
+    try:
+        for scenario in scenarios:
+            check_fits(shipped, scenario)
+    except MismatchError as error:
+        Console(stderr=True).print(Text(f"without {DEFAULT}: {error}"), soft_wrap=True)
+        return rules()
+    return (DEFAULT, *rules())
 
 
 def _check_scenarios(scenarios: Sequence[Scenario]) -> None:
@@ -164,12 +174,12 @@ class Watch:
 
 
 def _write(folder: Path, results: Sequence[ScenarioResult], about: dict[str, Any]) -> None:
-    figure = draw_figure(results)
+    write_atomic(folder / "results.csv", to_csv(results))
+    write_atomic(folder / "results.json", to_json(results, about))
+    figure = draw_figure(results)  # last: whatever goes wrong with a picture, the numbers are kept
     if figure is not None:
         write_atomic(folder / "figure.png", figure)
     write_atomic(folder / "report.html", to_html(results, about["command"], figure))
-    write_atomic(folder / "results.csv", to_csv(results))
-    write_atomic(folder / "results.json", to_json(results, about))
 
 
 def print_table(result: ScenarioResult, console: Console) -> None:

@@ -167,7 +167,8 @@ def run_export(source: Path, out: Path, onnx: bool = False) -> Path:
             ``onnx`` is not installed.
     """
     if onnx:
-        require_extra("onnxscript", "onnx")
+        for module in ("onnx", "onnxscript"):
+            require_extra(module, "onnx")
     if source.is_dir():
         policy = (
             load_bundle(source) if (source / MANIFEST).is_file() else policy_of_training(TrainingFolder(root=source))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import html
-import importlib.util
 import io
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -99,12 +98,13 @@ def draw_figure(results: Sequence[ScenarioResult]) -> bytes | None:
     """The final losses as a dot plot with intervals, one panel for each scenario.
 
     Returns:
-        A PNG, or None where matplotlib is not installed.
+        A PNG, or None where matplotlib is not installed, or does not work.
     """
-    if importlib.util.find_spec("matplotlib") is None:
+    try:
+        from matplotlib.figure import Figure
+        from matplotlib.lines import Line2D
+    except ImportError:
         return None
-    from matplotlib.figure import Figure
-    from matplotlib.lines import Line2D
 
     heights = [0.7 + 0.27 * len(result.summaries) for result in results]
     figure = Figure(figsize=(7.5, sum(heights) + 0.7), layout="constrained", dpi=150)

@@ -8,6 +8,7 @@ import json
 import math
 import re
 import shlex
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -29,8 +30,10 @@ from trimtab.agents.evaluate import Evaluation, Evaluator
 from trimtab.agents.report_page import COLUMNS, draw_figure, to_html
 from trimtab.agents.results import Entry, ScenarioResult, summarise, to_csv, to_json, write_atomic
 from trimtab.agents.statistics import holm, iqm, sign_flip_test
+from trimtab.envs.scenario import load_scenario
 from trimtab.errors import BundleError, ConfigError, MismatchError, OutputExistsError, UnknownNameError, UserError
 from trimtab.policies.bundle import save_bundle
+from trimtab.policies.names import rules
 from trimtab.policies.registry import load_policy
 
 RUNS = 6
@@ -191,6 +194,19 @@ def test_the_policy_that_comes_along_is_called_default(monkeypatch: pytest.Monke
     assert (contestant.label, contestant.policy.name) == ("default", "made-up")
 
 
+@pytest.mark.parametrize("fits", [True, False])
+def test_the_policy_that_comes_along_competes_unasked_only_where_it_fits(
+    fits: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_bundle(learned(), tmp_path / "shipped")
+    for module in ("trimtab.policies.registry", "trimtab.agents.benchmark"):
+        monkeypatch.setattr(f"{module}.DEFAULT_BUNDLE", tmp_path / "shipped")
+    narrow = TINY.replace(levers=["momentum"], signals=["started"])
+    names = benchmark._default_policies([load_scenario("digits-mlp") if fits else narrow])
+    assert ("default" in names) is fits and set(rules()) <= set(names)
+    assert ("without default: policy 'made-up' " in capsys.readouterr().err) is not fits
+
+
 def test_every_rule_competes_when_none_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     seen: list[list[str]] = []
 
@@ -333,7 +349,7 @@ def test_names_are_escaped_in_the_page() -> None:
 
 def test_without_matplotlib_there_is_no_figure(monkeypatch: pytest.MonkeyPatch) -> None:
     assert draw_figure([awkward()]) is not None
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     assert draw_figure([awkward()]) is None
 
 

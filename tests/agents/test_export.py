@@ -164,11 +164,13 @@ def test_onnx(kind: str, tmp_path: Path) -> None:
         assert np.abs(actual - moves(model, scenario, raw[:rows])).max() <= (1e-6 if kind == "box" else 0)
 
 
-def test_onnx_without_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("module", ["onnx", "onnxscript"])
+def test_onnx_without_the_extra(module: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = agent(BASE)
     save_for_export(model, normalizer(model), BASE, tmp_path / "model.zip")
-    monkeypatch.setitem(__import__("sys").modules, "onnxscript", None)
-    with pytest.raises(MissingExtraError, match=r"pip install 'trimtab\[onnx\]'"):
+    pytest.importorskip(module)
+    monkeypatch.setitem(__import__("sys").modules, module, None)
+    with pytest.raises(MissingExtraError, match=rf"^{module} is not installed; run: pip install 'trimtab\[onnx\]'"):
         run_export(tmp_path / "model.zip", tmp_path / "bundle", onnx=True)
     assert not (tmp_path / "bundle").exists()
 
