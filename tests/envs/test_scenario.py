@@ -139,7 +139,7 @@ MALFORMED: list[tuple[dict[str, Any], tuple[str, ...]]] = [
     ({"reward": {"divergence": 1}}, ("reward", "'divergence'", "allowed: progress")),
     ({"reward": {"progress": -1}}, ("reward.progress", "-1", "at least 0")),
     ({"reward": {"progress": float("inf")}}, ("reward.progress", "inf", "at most 1000")),
-    ({"reward": dict.fromkeys(TERMS.keys() - {"divergence"}, 0)}, ("reward", "0", "positive weight")),
+    ({"reward": dict.fromkeys(sorted(TERMS.keys() - {"divergence"}), 0)}, ("reward", "0", "positive weight")),
     ({"reward": [1]}, ("reward", "[1]", "a mapping")),
     ({"action": "discrete"}, ("action", "'discrete'", "one of box, multi-discrete")),
     ({"extends": "mlp-mixx"}, ("'mlp-mixx'", "did you mean 'mlp-mix'")),
