@@ -47,4 +47,4 @@ def main(policy: str) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1] if len(sys.argv) > 1 else "greedy")
+    main(sys.argv[1] if len(sys.argv) > 1 else "default")

@@ -21,10 +21,11 @@ def test_the_page_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert names["again"].multipliers == {"lr": 0.0}
 
 
-def test_the_example_runs_and_helps(capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("policy", ["greedy", "default"])
+def test_the_example_runs_and_helps(policy: str, capsys: pytest.CaptureFixture[str]) -> None:
     example = runpy.run_path(str(ROOT / "examples" / "attach_pytorch.py"))
-    example["main"]("greedy")
+    example["main"](policy)
     last = capsys.readouterr().out.splitlines()[-1]
-    found = re.fullmatch(r"test accuracy: ([\d.]+) alone, ([\d.]+) with greedy", last)
+    found = re.fullmatch(rf"test accuracy: ([\d.]+) alone, ([\d.]+) with {policy}", last)
     assert found is not None
     assert float(found[2]) > float(found[1])
