@@ -72,6 +72,7 @@ def loss_curvature(reading: Reading, memory: Memory) -> np.ndarray:
 
 
 def interval_trend(reading: Reading, memory: Memory) -> np.ndarray:
+    """Correlation (N,) of the loss with time inside the interval, in [-1, 1]; NaN for intervals of fewer than 3 steps."""
     del memory
     losses = reading.losses()
     steps = losses.shape[0]
