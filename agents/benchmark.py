@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -14,8 +14,9 @@ from rich.text import Text
 
 from trimtab.agents.contestants import Competition, Contestant, count_evaluations, make_contestants
 from trimtab.agents.evaluate import Evaluator, check_fits
+from trimtab.agents.files import write_atomically
 from trimtab.agents.report_page import COLUMNS, cells, draw_figure, notes, to_html
-from trimtab.agents.results import ScenarioResult, summarise, to_csv, to_json, write_atomic
+from trimtab.agents.results import ScenarioResult, summarise, to_csv, to_json
 from trimtab.envs.scenario import Scenario, load_scenario
 from trimtab.errors import ConfigError, MismatchError, OutputExistsError, UserError
 from trimtab.inner_training.stepping import Mode
@@ -39,7 +40,8 @@ def run_bench(
 ) -> tuple[ScenarioResult, ...]:
     """Compares policies on held-out instances; everything is checked before anything is computed.
 
-    Writes ``results.json``, ``results.csv``, ``report.html`` and, where matplotlib is installed, ``figure.png``.
+    Writes ``results.json`` and ``results.csv`` after each scenario, and at the end ``report.html`` and, where matplotlib
+    is installed, ``figure.png``.
 
     Args:
         policies: what ``load_policy`` takes, each optionally with ``@tuned`` or ``@oracle`` behind it; empty is every
@@ -70,8 +72,11 @@ def run_bench(
         "provenance": {one.label: one.provenance for one in fields[0] if one.learned},
     }
     folder = _empty_folder(Path(out))
-    results = _compete(fields, evaluators)
-    _write(folder, results, about)
+    results: tuple[ScenarioResult, ...] = ()
+    for result in _compete(fields, evaluators):
+        results = (*results, result)
+        _write_numbers(folder, results, about)  # an interruption keeps the scenarios that are finished
+    _write_report(folder, results, about)
     console = Console()
     if not console.is_terminal:
         console = Console(width=WIDE)  # a file or a pipe has no width of its own
@@ -81,8 +86,7 @@ def run_bench(
     return results
 
 
-def _compete(fields: Sequence[Sequence[Contestant]], evaluators: Sequence[Evaluator]) -> tuple[ScenarioResult, ...]:
-    results = []
+def _compete(fields: Sequence[Sequence[Contestant]], evaluators: Sequence[Evaluator]) -> Iterator[ScenarioResult]:
     total = sum(count_evaluations(field) * one.runs for field, one in zip(fields, evaluators, strict=True))
     with Watch(total) as watch:
         for contestants, evaluator in zip(fields, evaluators, strict=True):
@@ -91,8 +95,7 @@ def _compete(fields: Sequence[Sequence[Contestant]], evaluators: Sequence[Evalua
             for contestant in contestants:
                 watch.say(f"{scenario.id}: {contestant.label}")
                 entries.append(competition.play(contestant))
-            results.append(summarise(entries, scenario.id, scenario.model_dump(mode="json"), evaluator.seed))
-    return tuple(results)
+            yield summarise(entries, scenario.id, scenario.model_dump(mode="json"), evaluator.seed)
 
 
 def _default_policies(scenarios: Sequence[Scenario]) -> tuple[str, ...]:
@@ -173,13 +176,16 @@ class Watch:
             self._console.print(what, markup=False, highlight=False, soft_wrap=True)
 
 
-def _write(folder: Path, results: Sequence[ScenarioResult], about: dict[str, Any]) -> None:
-    write_atomic(folder / "results.csv", to_csv(results))
-    write_atomic(folder / "results.json", to_json(results, about))
-    figure = draw_figure(results)  # last: whatever goes wrong with a picture, the numbers are kept
+def _write_numbers(folder: Path, results: Sequence[ScenarioResult], about: Mapping[str, Any]) -> None:
+    write_atomically(folder / "results.csv", to_csv(results))
+    write_atomically(folder / "results.json", to_json(results, about))
+
+
+def _write_report(folder: Path, results: Sequence[ScenarioResult], about: Mapping[str, Any]) -> None:
+    figure = draw_figure(results)
     if figure is not None:
-        write_atomic(folder / "figure.png", figure)
-    write_atomic(folder / "report.html", to_html(results, about["command"], figure))
+        write_atomically(folder / "figure.png", figure)
+    write_atomically(folder / "report.html", to_html(results, about["command"], figure))
 
 
 def print_table(result: ScenarioResult, console: Console) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ from safetensors.torch import save
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from torch import Tensor
 
+from trimtab.agents.files import write_atomically
 from trimtab.agents.normalize import Normalizer
 from trimtab.errors import MismatchError, UserError
 
@@ -143,17 +143,6 @@ def load_checkpoint(path: Path) -> Checkpoint:
         return Checkpoint(tensors=tensors, **{**state, "best": best})
     except (SafetensorError, KeyError, TypeError, ValueError, OSError) as error:
         raise UserError(damaged) from error
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Writes a file through a temporary one beside it, so that no reader ever sees half of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    with open(temporary, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
 
 
 def _digest(state: str, tensors: Mapping[str, Tensor]) -> str:

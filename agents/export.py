@@ -15,7 +15,8 @@ from stable_baselines3.common.save_util import load_from_zip_file
 from stable_baselines3.common.vec_env import VecNormalize
 from torch import Tensor, nn
 
-from trimtab.agents.checkpoints import load_checkpoint, write_atomically
+from trimtab.agents.checkpoints import load_checkpoint
+from trimtab.agents.files import write_atomically
 from trimtab.agents.normalize import check_statistics, observation_statistics
 from trimtab.agents.training_folder import TrainingFolder, read_config
 from trimtab.envs.scenario import Scenario, load_scenario

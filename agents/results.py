@@ -5,17 +5,14 @@ from __future__ import annotations
 import csv
 import io
 import json
-import os
-import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from trimtab.agents.evaluate import Evaluation
+from trimtab.agents.files import versions
 from trimtab.agents.statistics import (
     Interval,
     bootstrap_interval,
@@ -181,22 +178,6 @@ def _summary(entry: Entry, reference: Entry, target: Entry, seed: int) -> Summar
 
 
 # --- files ------------------------------------------------------------------------------------------------------
-
-
-def write_atomic(path: Path, content: str | bytes) -> None:
-    """Writes a whole file or none of it: to a neighbour first, which then takes its place."""
-    temporary = path.with_name(path.name + ".part")
-    data = content.encode() if isinstance(content, str) else content
-    with temporary.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-
-
-def versions() -> dict[str, str]:
-    """What the numbers depend on."""
-    return {"python": platform.python_version(), **{name: version(name) for name in ("trimtab", "torch", "numpy")}}
 
 
 def _plain(values: np.ndarray) -> list[Any]:

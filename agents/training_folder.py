@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import platform
 import shlex
 from dataclasses import dataclass, fields, replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from trimtab.agents.checkpoints import BEST, LATEST, Score, write_atomically
+from trimtab.agents.checkpoints import BEST, LATEST, Score
+from trimtab.agents.files import versions, write_atomically
 from trimtab.agents.presets import PPOPreset, preset
 from trimtab.envs.config import read_yaml
 from trimtab.envs.scenario import Scenario
@@ -19,7 +18,6 @@ from trimtab.errors import ConfigError, MismatchError, OutputExistsError, UserEr
 from trimtab.inner_training.stepping import Mode
 
 FORMAT = "trimtab-training-1"
-PACKAGES = ("trimtab", "torch", "numpy", "gymnasium", "stable-baselines3")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,11 +114,6 @@ class TrainingConfig:
             "versions": versions(),
             "settings": {name: str(value) if isinstance(value, list) else value for name, value in settings.items()},
         }
-
-
-def versions() -> dict[str, str]:
-    """Python, and each package that decides what a training does."""
-    return {"python": platform.python_version(), **{package: version(package) for package in PACKAGES}}
 
 
 def read_config(folder: TrainingFolder) -> TrainingConfig:

@@ -15,7 +15,6 @@ from trimtab.policies.policy import Kind
 Activation = Literal["tanh", "relu"]
 ActionKind = Literal["box", "multi-discrete"]
 Layer = tuple[np.ndarray, np.ndarray]
-MARGIN = 0.1  # of a signal's width in training, by which it may leave that range and still count as inside
 
 
 @dataclass(frozen=True)
@@ -136,12 +135,6 @@ class LearnedPolicy:
             else:
                 np.maximum(hidden, 0.0, out=hidden)
         return hidden
-
-    def in_range(self, observations: np.ndarray) -> np.ndarray:
-        """(N,) bool: does every signal lie in its training range, give or take a tenth of its width?"""
-        slack = MARGIN * (self.obs_high - self.obs_low) + 1e-6
-        outside = (observations < self.obs_low - slack) | (observations > self.obs_high + slack)
-        return ~outside.any(axis=1)
 
     def _check_names(self) -> None:
         for what, names in (("signals", self.signals), ("levers", tuple(self.levers))):

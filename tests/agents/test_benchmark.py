@@ -22,13 +22,14 @@ from rich.console import Console
 from tests.agents.tiny import TINY, TWO
 from tests.policies.made_up import learned
 from trimtab import cli
-from trimtab.agents import benchmark, results
+from trimtab.agents import benchmark, files
 from trimtab.agents.benchmark import print_table, run_bench
 from trimtab.agents.conditions import Conditions
-from trimtab.agents.contestants import GRID, POINTS, Competition, count_evaluations, make_contestants
+from trimtab.agents.contestants import GRID, POINTS, Competition, Contestant, count_evaluations, make_contestants
 from trimtab.agents.evaluate import Evaluation, Evaluator
+from trimtab.agents.files import write_atomically
 from trimtab.agents.report_page import COLUMNS, draw_figure, to_html
-from trimtab.agents.results import Entry, ScenarioResult, summarise, to_csv, to_json, write_atomic
+from trimtab.agents.results import Entry, ScenarioResult, summarise, to_csv, to_json
 from trimtab.agents.statistics import holm, iqm, sign_flip_test
 from trimtab.envs.scenario import load_scenario
 from trimtab.errors import BundleError, ConfigError, MismatchError, OutputExistsError, UnknownNameError, UserError
@@ -62,7 +63,7 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
 
 def test_json_holds_every_run_and_every_aggregate(bench: SimpleNamespace) -> None:
     assert bench.document["schema"] == 1 and bench.document["seed"] == 2 and bench.document["runs"] == RUNS
-    assert set(bench.document["versions"]) == {"python", "trimtab", "torch", "numpy"}
+    assert set(bench.document["versions"]) == {"python", "trimtab", "torch", "gymnasium", "stable-baselines3", "numpy"}
     assert list(bench.document["scenarios"]) == ["tiny", "tiny-two"]
     for result in bench.found:
         held = bench.document["scenarios"][result.scenario]
@@ -355,15 +356,34 @@ def test_without_matplotlib_there_is_no_figure(monkeypatch: pytest.MonkeyPatch) 
 
 def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "results.json"
-    write_atomic(path, "old")
+    write_atomically(path, "old")
 
     def fail(*_: object) -> None:
         raise OSError("disk full")
 
-    monkeypatch.setattr(results.os, "fsync", fail)
+    monkeypatch.setattr(files.os, "fsync", fail)
     with pytest.raises(OSError, match="disk full"):
-        write_atomic(path, "new and longer")
+        write_atomically(path, "new and longer")
     assert path.read_text() == "old"
+
+
+def test_an_interruption_keeps_the_scenarios_that_are_finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    play = Competition.play
+
+    def interrupted(self: Competition, contestant: Contestant) -> Entry:
+        if self.evaluator.scenario.id == "tiny-two":
+            raise KeyboardInterrupt
+        return play(self, contestant)
+
+    monkeypatch.setattr(Competition, "play", interrupted)
+    out, places = tmp_path / "out", [tmp_path / "tiny.yaml", tmp_path / "two.yaml"]
+    for place, scenario in zip(places, (TINY, TWO), strict=True):
+        place.write_text(scenario.to_yaml())
+    with pytest.raises(KeyboardInterrupt):
+        run_bench(["constant"], places, runs=2, mode="eager", out=out)
+    assert list(json.loads((out / "results.json").read_text())["scenarios"]) == ["tiny"]
+    assert (out / "results.csv").read_text().count("constant") == 2
+    assert not (out / "report.html").exists()
 
 
 # --- refused before anything is computed ------------------------------------------------------------------------

@@ -74,7 +74,7 @@ def test_round_trip(tmp_path: Path, action_kind: str, activation: str, hidden: t
     seen = np.random.default_rng(1).uniform(-1, 1, (500, len(SIGNALS))).astype(np.float32)
     np.testing.assert_array_equal(loaded.outputs(seen), policy.outputs(seen))
     np.testing.assert_array_equal(loaded.act(seen, {})[0], policy.act(seen, {})[0])
-    np.testing.assert_array_equal(loaded.in_range(2 * seen), policy.in_range(2 * seen))
+    np.testing.assert_array_equal([loaded.obs_low, loaded.obs_high], [policy.obs_low, policy.obs_high])
     for name in ("name", "signals", "levers", "decide_every", "results", "limits", "provenance", "sizes"):
         assert getattr(loaded, name) == getattr(policy, name)
     assert list(loaded.levers) == list(policy.levers)

@@ -140,16 +140,7 @@ def test_normalisation_is_that_of_vec_normalize_bit_for_bit() -> None:
     np.testing.assert_array_equal(policy.outputs(seen), envs.normalize_obs(seen)[:, :2])
 
 
-# --- ranges and checks ------------------------------------------------------------------------------------------
-
-
-def test_in_range() -> None:
-    policy = learned(obs_low=np.full(7, -0.5), obs_high=np.full(7, 0.5))
-    rows = np.zeros((5, 7), dtype=np.float32)
-    rows[1, 3], rows[2, 3], rows[3, 6], rows[4] = 0.59, 0.61, -0.61, -0.5
-    assert policy.in_range(rows).tolist() == [True, True, False, False, True]
-    still = learned(obs_low=np.full(7, 0.1), obs_high=np.full(7, 0.1))
-    assert still.in_range(np.full((1, 7), 0.1, dtype=np.float32)).all()
+# --- checks ------------------------------------------------------------------------------------------
 
 
 def test_arrays_are_copied_and_read_only() -> None:
