@@ -1,10 +1,11 @@
-"""The built-in scenarios."""
+"""The built-in scenarios: one for each built-in task family, under its name, and mixes of families."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from trimtab.envs.scenario import DEFAULT_LEVERS, FamilyShare, Scenario, default_signals
+from trimtab.inner_training.tasks import BUILT_IN, FAMILIES
 
 
 def _scenario(identity: str, doc: str, *families: str, **fields: Any) -> Scenario:
@@ -15,21 +16,17 @@ def _scenario(identity: str, doc: str, *families: str, **fields: Any) -> Scenari
 # The shipped policy meets runs of any length, so it does not read the count of steps, which training bounds.
 _MIX_SIGNALS = tuple(name for name in default_signals(DEFAULT_LEVERS) if name != "time")
 
+_MIXES = (
+    _scenario(
+        "mlp-mix",
+        "digits in shallow and deep networks and teacher networks, in equal shares",
+        "digits-mlp",
+        "digits-mlp-deep",
+        "teacher-mlp",
+        signals=_MIX_SIGNALS,
+    ),
+)
+
 SCENARIOS: dict[str, Scenario] = {
-    scenario.id: scenario
-    for scenario in (
-        _scenario("digits-mlp", "handwritten digits, one hidden layer", "digits-mlp"),
-        _scenario("tabular-mlp", "iris, wine and breast cancer, one hidden layer", "tabular-mlp"),
-        _scenario("teacher-mlp", "labels of random teacher networks, one hidden layer", "teacher-mlp"),
-        _scenario("digits-mlp-deep", "handwritten digits, three hidden layers", "digits-mlp-deep"),
-        _scenario("digits-mlp-tanh", "handwritten digits, two hidden layers of tanh units", "digits-mlp-tanh"),
-        _scenario(
-            "mlp-mix",
-            "digits in shallow and deep networks and teacher networks, in equal shares",
-            "digits-mlp",
-            "digits-mlp-deep",
-            "teacher-mlp",
-            signals=_MIX_SIGNALS,
-        ),
-    )
+    scenario.id: scenario for scenario in (*(_scenario(name, FAMILIES[name].doc, name) for name in BUILT_IN), *_MIXES)
 }

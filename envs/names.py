@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-_IDS = ("digits-mlp", "tabular-mlp", "teacher-mlp", "digits-mlp-deep", "digits-mlp-tanh", "mlp-mix")
+from trimtab.inner_training.tasks import BUILT_IN
+
+MIXES = ("mlp-mix",)
 
 
 def scenarios() -> tuple[str, ...]:
-    """Ids of the built-in scenarios.
+    """Ids of the built-in scenarios: one for each built-in task family, under its name, and the mixes.
 
     >>> "digits-mlp" in scenarios()
     True
     """
-    return _IDS
+    return (*BUILT_IN, *MIXES)
 
 
 def gymnasium_id(scenario_id: str) -> str:

@@ -51,6 +51,8 @@ _built_in(
 _built_in("tabular-mlp", "iris, wine and breast cancer, one hidden layer, relu", "tabular:TabularMLP")
 _built_in("teacher-mlp", "labels of random teacher networks, one hidden layer, relu", "teacher:TeacherMLP")
 
+BUILT_IN = tuple(FAMILIES)
+
 
 def make_family(name: str) -> TaskFamily:
     """Makes a family of ``FAMILIES``, or returns the one made before.
