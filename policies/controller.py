@@ -14,14 +14,14 @@ from torch import Tensor, nn
 
 from trimtab.errors import UserError
 from trimtab.inner_training.guard import GuardConfig, Health, Reason, in_words
+from trimtab.inner_training.live_run import LiveRun, as_scalar, check_readable
+from trimtab.inner_training.live_snapshot import LiveSnapshots
 from trimtab.inner_training.reading import Reading
 from trimtab.inner_training.signals import resolve_signals
 from trimtab.inner_training.steering import Move, Steering
 from trimtab.policies import attachment
 from trimtab.policies.attachment import Attachment
 from trimtab.policies.audit import Audit
-from trimtab.policies.live_run import LiveRun, as_scalar, check_readable
-from trimtab.policies.live_snapshot import LiveSnapshots
 from trimtab.policies.plain import from_plain, to_plain
 from trimtab.policies.policy import Policy
 from trimtab.policies.trail import Decision, Event, Trail, log_mean_loss

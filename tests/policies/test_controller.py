@@ -20,10 +20,10 @@ from torch.optim.swa_utils import AveragedModel
 import trimtab
 from trimtab.errors import MismatchError, UserError
 from trimtab.inner_training.guard import GuardConfig
+from trimtab.inner_training.live_snapshot import SPACING
 from trimtab.inner_training.schedules import BaseSchedule, factor
 from trimtab.inner_training.signals import all_signals
 from trimtab.policies.controller import attach
-from trimtab.policies.live_snapshot import SPACING
 from trimtab.policies.rules import RULES
 
 # --- schedules ---------------------------------------------------------------------------------------------------

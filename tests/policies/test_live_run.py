@@ -17,9 +17,9 @@ from torch.optim import lr_scheduler as schedulers
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from trimtab.inner_training.levers import LEVERS
+from trimtab.inner_training.live_probe import inner_product, total_norm
 from trimtab.inner_training.signals import SIGNALS
 from trimtab.policies.controller import attach
-from trimtab.policies.live_probe import inner_product, total_norm
 
 MAKE: dict[str, Callable[[Any], Any]] = {
     "StepLR": lambda o: schedulers.StepLR(o, 7, 0.5),

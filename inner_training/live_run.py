@@ -12,13 +12,13 @@ from torch.nn.utils import clip_grads_with_norm_
 
 from trimtab.errors import UserError
 from trimtab.inner_training.levers import Lever
+from trimtab.inner_training.live_hooks import Moments, StepHooks
+from trimtab.inner_training.live_probe import LiveProbe, total_norm
+from trimtab.inner_training.live_values import EffectiveValues, read_value
 from trimtab.inner_training.reading import Reading
 from trimtab.inner_training.signals import Signal
 from trimtab.inner_training.steering import Steering
 from trimtab.inner_training.telemetry import Measured, Telemetry
-from trimtab.policies.live_hooks import Moments, StepHooks
-from trimtab.policies.live_probe import LiveProbe, total_norm
-from trimtab.policies.live_values import EffectiveValues, read_value
 
 CLIP = "grad_clip"  # the one hyperparameter that lives outside the parameter groups
 
