@@ -81,11 +81,13 @@ def default_signals(levers: Iterable[str]) -> tuple[str, ...]:
 
     Those of the group ``scale`` are left out: they hardly vary among the runs of one architecture, so a policy that
     learned with them would meet values out of its range on any other, and a live run does not know its batch size.
+    So are those whose row says ``default=False``.
 
     >>> default_signals(["lr"])[-3:]
     ('lr_position', 'lr_moved', 'lr_available')
     """
-    return tuple(name for name in known_signals(levers) if name not in SIGNALS or SIGNALS[name].group != "scale")
+    left_out = {name for name, signal in SIGNALS.items() if signal.group == "scale" or not signal.default}
+    return tuple(name for name in known_signals(levers) if name not in left_out)
 
 
 def known_signals(levers: Iterable[str]) -> tuple[str, ...]:

@@ -7,8 +7,7 @@ Every signal lies in [-1, 1] after clipping; a signal that cannot be known is 0,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -16,38 +15,12 @@ from trimtab.errors import ConfigError, unknown
 from trimtab.inner_training import formulas as f
 from trimtab.inner_training.levers import LEVERS, Lever
 from trimtab.inner_training.reading import Memory, Reading
+from trimtab.inner_training.signal import Signal, row
 
-Compute = Callable[[Reading, Memory], np.ndarray]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Signal:
-    """One entry of the observation.
-
-    Attributes:
-        name: lower-case words with underscores.
-        group: a group of docs/signals.md.
-        doc: the formula in one line.
-        missing: when it is 0 for want of data; empty for never.
-        compute: ``(reading, memory) -> (N,)`` float64, NaN where unknown.
-        source: where the formula comes from; empty for ours.
-        low, high: its range.
-    """
-
-    name: str
-    group: str
-    doc: str
-    missing: str
-    compute: Compute
-    source: str = ""
-    low: float = -1.0
-    high: float = 1.0
+__all__ = ["SIGNALS", "Signal", "all_signals", "lever_signals", "observe", "register_signal", "resolve_signals"]
 
 
 def _table() -> tuple[Signal, ...]:
-    def row(group: str, name: str, compute: Compute, doc: str, missing: str = "", source: str = "") -> Signal:
-        return Signal(name=name, group=group, doc=doc, missing=missing, compute=compute, source=source)
-
     start, val, two = "before the first interval", "no validation loss was given yet", "before the second interval"
     return (
         row("progress", "progress", lambda r, m: r.step / r.total_steps, "steps done / budget", "budget unknown"),

@@ -112,8 +112,11 @@ def _list(args: argparse.Namespace) -> None:
     table = Table(box=None, pad_edge=False)
     table.add_column(args.table, no_wrap=True)
     table.add_column("what it is")
+    costs = {name: Text(entry.cost) for name, entry in entries.items() if hasattr(entry, "cost")}
+    if costs:
+        table.add_column("cost")
     for name, entry in entries.items():
-        table.add_row(Text(name), Text(entry.doc))
+        table.add_row(Text(name), Text(entry.doc), costs.get(name, Text()))
     Console().print(table)
 
 

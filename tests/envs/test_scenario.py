@@ -61,7 +61,8 @@ def test_yaml_reads_numbers_without_a_point(tmp_path: Path) -> None:
 
 def test_defaults() -> None:
     scenario = Scenario.of(WHOLE)
-    assert scenario.signals == tuple(name for name, one in all_signals().items() if one.group != "scale")
+    observed = [name for name, one in all_signals().items() if one.group != "scale" and one.default]
+    assert scenario.signals == tuple(observed)
     assert {"log_parameters", "log_batch"}.isdisjoint(scenario.signals)
     assert scenario.families[0].share == 1
     assert Scenario.of({**WHOLE, "levers": ["lr"]}).signals == default_signals(["lr"])

@@ -15,8 +15,9 @@ DOCS = Path(__file__).parents[2] / "docs"
 @pytest.mark.parametrize("name", SIGNALS)
 def test_every_signal_has_a_row(name: str) -> None:
     signal = SIGNALS[name]
-    doc = signal.doc.replace("|", "\\|")
-    assert f"| {signal.group} | `{name}` | {doc} |" in (DOCS / "signals.md").read_text()
+    doc, missing = signal.doc.replace("|", "\\|"), signal.missing or "never"
+    row = f"| {signal.group} | `{name}` | {doc} | {missing} | {signal.cost} | {signal.source} |"
+    assert row in (DOCS / "signals.md").read_text()
 
 
 @pytest.mark.parametrize("name", LEVERS)
