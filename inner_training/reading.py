@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from trimtab.inner_training.telemetry import Measured
+
+Fold = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
 
 
 def _nan(num_runs: int) -> np.ndarray:
@@ -39,6 +41,8 @@ class Reading:
         caution: the guard's own factor on the learning rate, in (0, 1].
         rollbacks_left: share of the rollback budget left, in [0, 1].
         rolled_back: bool (N,): the guard restored a snapshot at this decision.
+        clock: wall-clock seconds since the run started; deadline: those that it may take.
+        energy: joules per optimizer step of the interval just finished.
     """
 
     measured: Measured | None
@@ -58,6 +62,9 @@ class Reading:
     caution: np.ndarray = field(default_factory=lambda: np.ones(1))
     rollbacks_left: np.ndarray = field(default_factory=lambda: np.ones(1))
     rolled_back: np.ndarray = field(default_factory=lambda: np.zeros(1, dtype=bool))
+    clock: np.ndarray = field(default_factory=lambda: _nan(1))
+    deadline: np.ndarray = field(default_factory=lambda: _nan(1))
+    energy: np.ndarray = field(default_factory=lambda: _nan(1))
 
     @property
     def num_runs(self) -> int:
@@ -84,7 +91,8 @@ class Memory:
     """Running statistics of N runs that signals share, updated once per decision and forgotten on reset.
 
     Every statistic has a name; asking twice at one decision gives the same array. A NaN input leaves a
-    statistic as it was, and a statistic that has seen nothing yet is NaN. All arrays are float64 (N,).
+    statistic as it was, and a statistic that has seen nothing yet is NaN. All arrays are float64 (N,), but for the
+    states of ``fold``.
     """
 
     def __init__(self, num_runs: int) -> None:
@@ -156,6 +164,17 @@ class Memory:
             held[event & self._active] = 0
             self._current[name, "since"] = held.copy()
         return self._current[name, "since"]
+
+    def fold(self, name: str, width: int, update: Fold) -> np.ndarray:
+        """A statistic of one's own: ``update`` takes the state (N, width) to the next one and a value (N,).
+
+        It is called once per decision. The state is all zeros at the start of a run.
+        """
+        if (name, "fold") not in self._current:
+            held = self._stored.setdefault(name + "/fold", np.zeros((self.num_runs, width)))
+            after, self._current[name, "fold"] = update(held)
+            held[self._active] = after[self._active]
+        return self._current[name, "fold"]
 
     def reset(self, mask: np.ndarray) -> None:
         """Forgets the runs where ``mask`` (bool, (N,)) is True."""
