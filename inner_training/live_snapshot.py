@@ -4,32 +4,41 @@ interval that follows it."""
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-SPACING = (
-    10  # steps between snapshots at least, so that a policy that decides at every step does not copy at every step
-)
+SPACING = 10  # steps between snapshots at least, for a policy that decides at every step
 
 
-def _cloned(value: Any) -> Any:
-    return value.detach().clone() if isinstance(value, Tensor) else copy.deepcopy(value)
+@dataclass(frozen=True)
+class _Copy:
+    """A tensor's values, and the device that it lives on."""
+
+    values: Tensor
+    device: torch.device
+
+    def again(self) -> Tensor:
+        return self.values.to(self.device, copy=True)
 
 
-def _put_back(holder: dict[Any, Any], saved: dict[Any, Any]) -> None:
+def _again(value: Any) -> Any:
+    return value.again() if isinstance(value, _Copy) else copy.deepcopy(value)
+
+
+def _put_back(holder: dict[Any, Any], saved: Mapping[Any, Any]) -> None:
     """Makes ``holder`` hold what ``saved`` holds, keeping its own tensors where the shapes allow it."""
     for key in [key for key in holder if key not in saved]:
         del holder[key]
     for key, value in saved.items():
         present = holder.get(key)
-        if isinstance(value, Tensor) and isinstance(present, Tensor) and present.shape == value.shape:
-            present.copy_(value)
+        if isinstance(value, _Copy) and isinstance(present, Tensor) and present.shape == value.values.shape:
+            present.copy_(value.values)
         else:
-            holder[key] = _cloned(value)
+            holder[key] = _again(value)
 
 
 @dataclass(frozen=True)
@@ -38,14 +47,16 @@ class Moment:
 
     Attributes:
         step: optimizer steps done.
-        tensors: pairs (live tensor, copy) of parameters and buffers.
+        parameters: pairs (live tensor, copy).
+        buffers: copies by name; a module may have put a new tensor in a buffer's place.
         state: optimizer state per parameter.
         groups: hyperparameters of each parameter group, without its parameters.
         others: ``state_dict`` of each stateful object.
     """
 
     step: int
-    tensors: list[tuple[Tensor, Tensor]]
+    parameters: list[tuple[Tensor, _Copy]]
+    buffers: dict[str, _Copy]
     state: dict[Any, Any]
     groups: list[dict[str, Any]]
     others: list[Any]
@@ -59,10 +70,21 @@ class LiveSnapshots:
         model: its buffers (batch statistics) are kept too; None for none.
         stateful: objects with ``state_dict`` and ``load_state_dict``. A scheduler among them is rolled back together
             with the learning rates of the groups; otherwise the schedule goes on.
+        spacing: steps between snapshots at least, >= 0.
+        device: where the copies lie; None for where the originals are.
     """
 
-    def __init__(self, optimizer: torch.optim.Optimizer, model: nn.Module | None, stateful: Sequence[Any]) -> None:
+    def __init__(
+        self,
+        optimizer: torch.optim.Optimizer,
+        model: nn.Module | None,
+        stateful: Sequence[Any],
+        *,
+        spacing: int = SPACING,
+        device: torch.device | None = None,
+    ) -> None:
         self._optimizer, self._model, self._stateful = optimizer, model, tuple(stateful)
+        self._spacing, self._device = spacing, device
         self._schedules = any(getattr(other, "optimizer", None) is optimizer for other in self._stateful)
         self._candidate: Moment | None = None
         self._confirmed: Moment | None = None
@@ -78,26 +100,33 @@ class LiveSnapshots:
 
     def take(self, step: int) -> None:
         """Notes the present as stable: confirms the candidate, and makes the present the next candidate."""
-        if self._candidate is not None and step - self._candidate.step < SPACING:
+        if self._candidate is not None and step - self._candidate.step < self._spacing:
             return
         self._confirmed, self._candidate = self._candidate, None  # frees the old moment before the new one is made
         self._candidate = self._present(step)
         if self._confirmed is None:
             self._confirmed = self._candidate
 
+    def _copy(self, value: Any) -> Any:
+        if not isinstance(value, Tensor):
+            return copy.deepcopy(value)
+        return _Copy(value.detach().to(self._device or value.device, copy=True), value.device)
+
     def _present(self, step: int) -> Moment:
         groups = self._optimizer.param_groups
-        live = [parameter for group in groups for parameter in group["params"]]
-        live += list(self._model.buffers()) if self._model is not None else []
+        buffers = {} if self._model is None else dict(self._model.named_buffers())
         state = {
-            owner: {key: _cloned(value) for key, value in held.items()} if isinstance(held, dict) else _cloned(held)
+            owner: {key: self._copy(value) for key, value in held.items()}
+            if isinstance(held, dict)
+            else self._copy(held)
             for owner, held in self._optimizer.state.items()
         }
         return Moment(
             step=step,
-            tensors=[(tensor, tensor.detach().clone()) for tensor in live],
+            parameters=[(one, self._copy(one)) for group in groups for one in group["params"]],
+            buffers={name: self._copy(buffer) for name, buffer in buffers.items()},
             state=state,
-            groups=[{key: _cloned(value) for key, value in group.items() if key != "params"} for group in groups],
+            groups=[{key: self._copy(value) for key, value in group.items() if key != "params"} for group in groups],
             others=[copy.deepcopy(other.state_dict()) for other in self._stateful],
         )
 
@@ -108,8 +137,11 @@ class LiveSnapshots:
         if moment is None:
             raise RuntimeError("no snapshot has been taken yet")
         self._candidate = moment
-        for tensor, saved in moment.tensors:
-            tensor.copy_(saved)
+        for parameter, saved in moment.parameters:
+            parameter.copy_(saved.values)
+        for name, buffer in [] if self._model is None else self._model.named_buffers():
+            if name in moment.buffers:
+                buffer.copy_(moment.buffers[name].values)
         state = self._optimizer.state
         for owner in [owner for owner in state if owner not in moment.state]:
             del state[owner]
@@ -117,7 +149,7 @@ class LiveSnapshots:
             if isinstance(held, dict):
                 _put_back(state[owner], held)
             else:
-                state[owner] = _cloned(held)
+                state[owner] = _again(held)
         for other, saved in zip(self._stateful, moment.others, strict=True):
             other.load_state_dict(copy.deepcopy(saved))
         if self._schedules:
