@@ -18,7 +18,7 @@ from trimtab.inner_training.reading import Reading
 from trimtab.inner_training.stepping import Mode, choose_mode
 from trimtab.inner_training.task import Instance
 from trimtab.inner_training.tasks import resolve_family
-from trimtab.inner_training.telemetry import Measured
+from trimtab.inner_training.telemetry import Measured, join
 
 _JOINED = ("fresh", "step", "total_steps", "val_loss", "parameters", "batch_size", "depth", "adaptive", "initial_lr")
 
@@ -146,12 +146,8 @@ class Populations:
             validation = member.evaluate("validation", val_examples)
             # The validation loss rides along as one more row of losses, so that it costs no transfer of its own.
             pending.append(replace(telemetry, losses=torch.cat([telemetry.losses, validation[None]])))
-        hosts = [telemetry.to_host() for telemetry in pending]
-        names = ("losses", "grad_norm", "grad_dot", "update_norm", "weight_norm")
-        joined = {name: np.concatenate([getattr(host, name) for host in hosts], axis=-1) for name in names}
-        validation_loss = joined["losses"][-1]
-        joined["losses"] = joined["losses"][:-1]
-        return Measured(**joined), validation_loss
+        joined = join([telemetry.to_host() for telemetry in pending])
+        return replace(joined, losses=joined.losses[:-1]), joined.losses[-1]
 
     def validation_loss(self, val_examples: int, mask: np.ndarray) -> np.ndarray:
         """Mean validation loss (N,) now; populations without a run in ``mask`` are spared and give NaN."""

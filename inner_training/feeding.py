@@ -1,46 +1,70 @@
-"""Where the examples of each run come from: shared inputs, and per-run maps, splits and streams."""
+"""Where the examples of each run come from: shared inputs, and per-run maps, phases, splits and streams."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from trimtab.inner_training.streams import MULTIPLIERS, walk_multipliers
-from trimtab.inner_training.task import SPLITS, Instance, TaskFamily
+from trimtab.errors import UserError
+from trimtab.inner_training.streams import MULTIPLIERS, batch_positions, walk_multipliers
+from trimtab.inner_training.task import SPLITS, Instance, Phase, TaskFamily
+
+NEVER = 2**62  # first step of a phase that an instance does not have
 
 
 @dataclass
 class Feed:
-    """Data of N runs as device tensors with a leading axis of runs.
+    """Data of N runs as device tensors; P is the most phases of the family.
 
     Attributes:
-        rows, labels: (N, M) maps into the shared inputs, ordered train, validation, test.
-        starts, sizes: (3, N) int64: where each split begins in the maps, and its examples.
+        rows, labels: (N, M) maps into the shared inputs, phase after phase, each ordered train, validation, test.
+        first_steps: (P, N) int64 step that each phase begins with.
+        starts, sizes: (P, N) int64: where the train split of each phase begins in the maps, and its examples.
+        walks: (P, N, MULTIPLIERS) int64, see ``streams.batch_positions``.
         scale: (N,) input scale.
         seed, batch: (N,) int64: stream seed, examples per step.
-        walks: (N, MULTIPLIERS) int64, see ``streams.batch_positions``.
         step: (N,) int64 steps done.
         buffers: the module's buffers by name, (N, *shape).
     """
 
     rows: Tensor
     labels: Tensor
+    first_steps: Tensor
     starts: Tensor
     sizes: Tensor
+    walks: Tensor
     scale: Tensor
     seed: Tensor
     batch: Tensor
-    walks: Tensor
     step: Tensor
     buffers: dict[str, Tensor]
 
 
+class Place(NamedTuple):
+    """Where N runs are at a step: all (N,) int64 but ``walks``.
+
+    Attributes:
+        phase: number of the phase.
+        since: steps done in it.
+        start, size: its train split in the maps.
+        walks: (N, MULTIPLIERS).
+    """
+
+    phase: Tensor
+    since: Tensor
+    start: Tensor
+    size: Tensor
+    walks: Tensor
+
+
 def allocate_feed(family: TaskFamily, num_runs: int, device: torch.device) -> Feed:
     """Room for ``num_runs`` runs; until one is written, it holds a single example."""
+    phases = family.max_phases
 
     def whole(*shape: int, fill: int = 0) -> Tensor:
         return torch.full(shape, fill, dtype=torch.int64, device=device)
@@ -48,18 +72,73 @@ def allocate_feed(family: TaskFamily, num_runs: int, device: torch.device) -> Fe
     return Feed(
         rows=whole(num_runs, family.max_examples),
         labels=torch.zeros(num_runs, family.max_examples, dtype=family.label_dtype, device=device),
-        starts=whole(len(SPLITS), num_runs),
-        sizes=whole(len(SPLITS), num_runs, fill=1),
+        first_steps=whole(phases, num_runs),
+        starts=whole(phases, num_runs),
+        sizes=whole(phases, num_runs, fill=1),
+        walks=whole(phases, num_runs, MULTIPLIERS, fill=1),
         scale=torch.ones(num_runs, dtype=torch.float32, device=device),
         seed=whole(num_runs),
         batch=whole(num_runs, fill=1),
-        walks=whole(num_runs, MULTIPLIERS, fill=1),
         step=whole(num_runs),
         buffers={
             name: torch.zeros(num_runs, *buffer.shape, dtype=buffer.dtype, device=device)
             for name, buffer in family.module.named_buffers()
         },
     )
+
+
+def split_table(instances: Sequence[Instance], max_phases: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """First step of each phase (P, n), and begin and size of each split in the maps (P, 3, n), all int64.
+
+    Phases that an instance does not have never begin, and repeat its last one.
+    """
+    first = np.full((max_phases, len(instances)), NEVER, dtype=np.int64)
+    begins = np.zeros((max_phases, len(SPLITS), len(instances)), dtype=np.int64)
+    sizes = np.ones_like(begins)
+    for column, instance in enumerate(instances):
+        given: Sequence[Phase] = instance.all_phases
+        first[: len(given), column] = [phase.first_step for phase in given]
+        table = np.array([phase.sizes for phase in given], dtype=np.int64)
+        ends = np.cumsum(table.reshape(-1)).reshape(table.shape)
+        padded = np.minimum(np.arange(max_phases), len(given) - 1)
+        begins[:, :, column], sizes[:, :, column] = (ends - table)[padded], table[padded]
+    return first, begins, sizes
+
+
+def blank_table(max_phases: int, num_runs: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """What ``split_table`` gives, for runs that have not started: one example in every split."""
+    shape = (max_phases, len(SPLITS), num_runs)
+    first = np.full((max_phases, num_runs), NEVER, dtype=np.int64)
+    return first, np.zeros(shape, dtype=np.int64), np.ones(shape, dtype=np.int64)
+
+
+def check_phases(instance: Instance, family: TaskFamily) -> None:
+    """Refuses an instance whose phases, splits and maps do not fit each other or the family.
+
+    Raises:
+        UserError: naming what does not fit.
+    """
+    phases = instance.all_phases
+    total = sum(sum(phase.sizes) for phase in phases)
+    if not total == len(instance.rows) == len(instance.labels) or total > family.max_examples:
+        raise UserError(
+            f"instance {instance.key}: {len(instance.rows)} examples and {len(instance.labels)} labels in splits "
+            f"{[phase.sizes for phase in phases]}, but the splits must sum to the examples and those to at most "
+            f"{family.max_examples}"
+        )
+    if any(min(phase.sizes) < 1 for phase in phases):
+        raise UserError(f"instance {instance.key}: every split needs an example; there are {[p.sizes for p in phases]}")
+    first = [phase.first_step for phase in phases]
+    if (
+        len(phases) > family.max_phases
+        or first[0] != 0
+        or sorted(set(first)) != first
+        or phases[0].sizes != instance.sizes
+    ):
+        raise UserError(
+            f"instance {instance.key}: phases begin at steps {first}; they must begin at 0, rise, be at most "
+            f"{family.max_phases}, and the first must have the instance's sizes"
+        )
 
 
 def write_feed(feed: Feed, index: Tensor, instances: Sequence[Instance]) -> None:
@@ -72,26 +151,59 @@ def write_feed(feed: Feed, index: Tensor, instances: Sequence[Instance]) -> None
         labels[place, : len(instance.labels)] = instance.labels
     feed.rows[index] = torch.from_numpy(rows).to(device)
     feed.labels[index] = torch.from_numpy(labels).to(device, feed.labels.dtype)
-    sizes = np.array([instance.sizes for instance in instances], dtype=np.int64).T
-    feed.starts[:, index] = torch.from_numpy(np.cumsum(sizes, 0) - sizes).to(device)
-    feed.sizes[:, index] = torch.from_numpy(np.ascontiguousarray(sizes)).to(device)
-    walks = np.stack([walk_multipliers(one.sizes[0], np.random.default_rng(one.seed)) for one in instances])
-    feed.walks[index] = torch.from_numpy(walks).to(device)
+    first, begins, sizes = split_table(instances, len(feed.starts))
+    walks = np.stack([_walks(sizes[:, 0, column], one.seed) for column, one in enumerate(instances)], 1)
+    for target, value in (
+        (feed.first_steps, first),
+        (feed.starts, np.ascontiguousarray(begins[:, 0])),
+        (feed.sizes, np.ascontiguousarray(sizes[:, 0])),
+        (feed.walks, walks),
+    ):
+        target[:, index] = torch.from_numpy(value).to(device)
     for name, values in (
         ("scale", [instance.input_scale for instance in instances]),
         ("seed", [instance.seed for instance in instances]),
         ("batch", [instance.batch_size for instance in instances]),
     ):
-        target: Tensor = getattr(feed, name)
-        target[index] = torch.tensor(values, dtype=target.dtype, device=device)
+        column_of: Tensor = getattr(feed, name)
+        column_of[index] = torch.tensor(values, dtype=column_of.dtype, device=device)
     for name, buffer in feed.buffers.items():
         stacked = np.stack([np.asarray(instance.buffers[name]) for instance in instances])
         buffer[index] = torch.from_numpy(stacked).to(device, buffer.dtype)
     feed.step[index] = 0
 
 
+def _walks(sizes: np.ndarray, seed: int) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    return np.stack([walk_multipliers(int(size), rng) for size in sizes])
+
+
+def place_of(feed: Feed) -> Place:
+    """Where each run is at its next step."""
+    if len(feed.starts) == 1:
+        phase = torch.zeros_like(feed.step)
+        return Place(phase, feed.step, feed.starts[0], feed.sizes[0], feed.walks[0])
+    phase = (feed.step >= feed.first_steps[1:]).sum(0)
+
+    def now(table: Tensor) -> Tensor:
+        return table.gather(0, phase[None])[0]
+
+    walks = feed.walks.gather(0, phase[None, :, None].expand(1, -1, MULTIPLIERS))[0]
+    return Place(phase, feed.step - now(feed.first_steps), now(feed.starts), now(feed.sizes), walks)
+
+
+def batch_of(feed: Feed, place: Place, slots: int) -> Tensor:
+    """Positions (N, slots) in the maps of the examples of the next step."""
+    # The multiplier of a phase's word is arbitrary and odd: each phase walks through its examples in its own order.
+    seed = feed.seed if len(feed.starts) == 1 else (feed.seed + place.phase * 0x9E3779B1) & 0x7FFFFFFF
+    inside = batch_positions(seed, place.since, feed.batch, place.size, place.walks, slots)
+    return inside if len(feed.starts) == 1 else place.start[:, None] + inside
+
+
 def examples(feed: Feed, inputs: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
     """Inputs (N, B, *shape) and labels (N, B) at ``positions`` (N, B) of each run's maps."""
     taken = inputs[feed.rows.gather(1, positions)]
+    if not taken.is_floating_point():
+        return taken.long(), feed.labels.gather(1, positions)
     scale = feed.scale.view(-1, *([1] * (taken.ndim - 1)))
     return taken * scale, feed.labels.gather(1, positions)

@@ -185,7 +185,7 @@ def grad_cosine(reading: Reading, memory: Memory) -> np.ndarray:
 
 
 def log_ratio(reading: Reading) -> np.ndarray:
-    return np.log10(reading.sampled("update_norm") / (reading.sampled("weight_norm") + TINY) + 1e-9)
+    return np.log10(reading.total("update_norm") / (reading.total("weight_norm") + TINY) + 1e-9)
 
 
 def update_ratio(reading: Reading, memory: Memory) -> np.ndarray:
@@ -194,7 +194,7 @@ def update_ratio(reading: Reading, memory: Memory) -> np.ndarray:
 
 
 def weight_growth(reading: Reading, memory: Memory) -> np.ndarray:
-    norm = log(reading.sampled("weight_norm"))
+    norm = log(reading.total("weight_norm"))
     return squash(norm - memory.first("weight_norm", norm), 1.0)
 
 

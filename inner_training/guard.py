@@ -126,7 +126,7 @@ class Guard:
             return Health(stable=~self.lost, rollback=nothing, lost=self.lost.copy())
         measured, live = reading.measured, ~reading.fresh & ~self.lost
         finite = np.isfinite(measured.losses).all(0) & np.isfinite(measured.grad_norm).all(0)
-        finite &= np.isfinite(measured.update_norm) & np.isfinite(measured.weight_norm)
+        finite &= np.isfinite(measured.update_norm).all(0) & np.isfinite(measured.weight_norm).all(0)
         mean = np.where(finite[None], measured.losses, np.nan).mean(0)
         first = np.where(np.isnan(self._first_loss), np.where(finite, measured.losses[0], np.nan), self._first_loss)
         limit = self.config.explosion * np.abs(np.fmax(first, self._usual_loss))

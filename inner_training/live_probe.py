@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn.utils import get_total_norm
 
-from trimtab.inner_training.telemetry import SAMPLED_STEPS
+from trimtab.inner_training.layout import depth_thirds
+from trimtab.inner_training.telemetry import DEPTHS, SAMPLED_STEPS
 
 
 def _wide(tensor: Tensor) -> Tensor:
@@ -35,6 +36,13 @@ def inner_product(first: Sequence[Tensor | None], second: Sequence[Tensor | None
     return torch.stack([part.to(parts[0].device) for part in parts]).sum()
 
 
+def depth_norms(tensors: Sequence[Tensor], thirds: Sequence[int]) -> Tensor:
+    """L2 norms (3,) of tensors by the third of the depth that each belongs to (see ``layout.depth_thirds``)."""
+    parts = [[one for one, at in zip(tensors, thirds, strict=True) if at == third] for third in range(DEPTHS)]
+    nothing = torch.zeros((), device=tensors[0].device)
+    return torch.stack([total_norm(part).to(nothing.device) if part else nothing for part in parts])
+
+
 class LiveProbe:
     """Measures the last ``min(2, interval)`` steps of each interval; nothing synchronises with the device.
 
@@ -44,7 +52,7 @@ class LiveProbe:
     Attributes:
         grad_norms: norm of the gradient before any clipping, by position of the step in the interval.
         grad_dot: inner product of the last two sampled gradients.
-        update_norm, weight_norm: as in ``Telemetry``; None until the interval's last step.
+        update_norm, weight_norm: (3,) by depth, as in ``Telemetry``; None until the interval's last step.
     """
 
     def __init__(self, interval: int) -> None:
@@ -88,7 +96,7 @@ class LiveProbe:
                 dot = inner_product(self._earlier[1], gradients)
                 self.grad_dot = torch.zeros_like(norm) if dot is None else dot * shrink
             self._weights = [parameter.detach().clone() for parameter in parameters]
-            self.weight_norm = total_norm(self._weights)
+            self.weight_norm = depth_norms(self._weights, depth_thirds([one.shape for one in parameters]))
         else:
             self._earlier = (position, [g if g is None else _wide(g) * shrink for g in gradients])
         return norm
@@ -97,15 +105,15 @@ class LiveProbe:
         """Finishes the update norm after the interval's last step."""
         if self._weights is not None:
             moved = [new.detach() - old for new, old in zip(parameters, self._weights, strict=True)]
-            self.update_norm = total_norm(moved)
+            self.update_norm = depth_norms(moved, depth_thirds([one.shape for one in parameters]))
             self._weights, self._earlier = None, None
 
     def state_dict(self) -> dict[str, Any]:
         """What was measured so far as plain numbers; sampled gradients themselves are left out."""
-        scalars = {name: getattr(self, name) for name in ("grad_dot", "update_norm", "weight_norm")}
+        held = {name: getattr(self, name) for name in ("grad_dot", "update_norm", "weight_norm")}
         return {
             "grad_norms": {str(position): float(norm) for position, norm in self.grad_norms.items()},
-            **{name: None if value is None else float(value) for name, value in scalars.items()},
+            **{name: None if value is None else value.tolist() for name, value in held.items()},
         }
 
     def load_state_dict(self, state: dict[str, Any], device: torch.device) -> None:

@@ -167,13 +167,13 @@ class LiveRun:
         probe = self.probe
         if not self._losses or not probe.complete or probe.update_norm is None or probe.weight_norm is None:
             return None
-        unknown = torch.full_like(probe.update_norm, torch.nan)
+        unknown = torch.full_like(probe.update_norm[0], torch.nan)
         return Telemetry(
             losses=torch.stack(self._losses)[:, None],
             grad_norm=torch.stack([norm for _, norm in sorted(probe.grad_norms.items())])[:, None],
             grad_dot=(unknown if probe.grad_dot is None else probe.grad_dot)[None],
-            update_norm=probe.update_norm[None],
-            weight_norm=probe.weight_norm[None],
+            update_norm=probe.update_norm[:, None],
+            weight_norm=probe.weight_norm[:, None],
         ).to_host()
 
     def next_interval(self) -> None:

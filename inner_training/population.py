@@ -4,14 +4,26 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from trimtab.errors import MismatchError, UserError, out_of_range, unknown
-from trimtab.inner_training.feeding import allocate_feed, examples, write_feed
+from trimtab.inner_training.disturbances import Disturber
+from trimtab.inner_training.feeding import (
+    allocate_feed,
+    batch_of,
+    blank_table,
+    check_phases,
+    examples,
+    place_of,
+    split_table,
+    write_feed,
+)
 from trimtab.inner_training.layout import FlatLayout
+from trimtab.inner_training.programs import EVALUATION_SLOTS, Programs, compiled_programs, plain_programs
 from trimtab.inner_training.reading import Reading
 from trimtab.inner_training.recipes import Recipes
 from trimtab.inner_training.snapshot import SnapshotRing
@@ -23,17 +35,11 @@ from trimtab.inner_training.stepping import (
     StepOptions,
     allocate_learner,
     choose_mode,
-    compiled,
     logger,
-    make_evaluate,
-    make_step,
 )
-from trimtab.inner_training.streams import batch_positions
 from trimtab.inner_training.task import SPLITS, Instance, TaskFamily
-from trimtab.inner_training.telemetry import SAMPLED_STEPS, Measured, Telemetry
-from trimtab.inner_training.update_rules import UPDATE_RULES, Coefficients
-
-EVALUATION_SLOTS = 128
+from trimtab.inner_training.telemetry import SAMPLED_STEPS, Measured, Telemetry, gathered
+from trimtab.inner_training.update_rules import UPDATE_RULES
 
 
 class Population:
@@ -50,6 +56,8 @@ class Population:
         mode: ``"compile"``, ``"eager"``, or ``"auto"`` (compile from 32 runs on). Compilation happens here, and if it
             fails the population is eager, with one log line.
         clip: whether the gradient norm is computed at every step so that ``grad_clip`` can act.
+        score: whether every step records the family's score beside its loss.
+        disturbed: whether steps take faults (see ``disturb``).
 
     Attributes:
         instances: the instance of each run (None until its first reset).
@@ -67,63 +75,64 @@ class Population:
         device: str | torch.device = "cpu",
         mode: Mode = "auto",
         clip: bool = True,
+        score: bool = False,
+        disturbed: bool = False,
     ) -> None:
         if num_runs < 1:
             raise out_of_range("num_runs", num_runs, 1)
         for rule in rules:
             if rule not in UPDATE_RULES:
                 raise unknown("update rule", rule, UPDATE_RULES)
+        if score and not family.score_name:
+            raise UserError(f"task family {family.name!r} has no score; leave score out")
         self.family, self.num_runs, self.device = family, num_runs, torch.device(device)
         self.layout = FlatLayout(family.module)
         self.parameter_count = self.layout.size
         self.depth = sum(len(shape) >= 2 for shape in self.layout.shapes.values())
         self._rules = {name: UPDATE_RULES[name] for name in rules}
-        self._clip = clip
         self._inputs = family.inputs.to(self.device)
         self._feed = allocate_feed(family, num_runs, self.device)
         self._blank()
-        self._recipes = Recipes(self._rules, num_runs, self.device)
-        self._split_sizes = np.ones((len(SPLITS), num_runs), dtype=np.int64)
+        self._recipes = Recipes(self._rules, num_runs, self.device, disturbed=disturbed)
+        self._split_table = blank_table(family.max_phases, num_runs)
         self.instances: list[Instance | None] = [None] * num_runs
+        adaptive = any(rule.adaptive for rule in self._rules.values())
+        options = StepOptions(clip=clip, adaptive=adaptive, sample=False, score=score, disturbed=disturbed)
         self.mode = choose_mode(mode, num_runs)
-        self._steps, self._evaluate = self._functions()
+        self._programs = self._built(options)
         self._ring = SnapshotRing(self._learner)
 
-    def _functions(self) -> tuple[tuple[StepFunction, StepFunction], EvaluateFunction]:
-        """The step that does not sample, the step that does, and the evaluation."""
-        adaptive = any(rule.adaptive for rule in self._rules.values())
-        plain, sampling = (
-            make_step(self.family, self.layout, StepOptions(clip=self._clip, adaptive=adaptive, sample=sample))
-            for sample in (False, True)
-        )
-        evaluate = make_evaluate(self.family, EVALUATION_SLOTS)
-        self._check_stackable(plain)
+    def _built(self, options: StepOptions) -> Programs:
+        """The functions of this population: checked on the module, and compiled if that is wanted and works."""
+        programs = plain_programs(self.family, self.layout, options)
+        self._check_stackable(programs)
         if self.mode == "eager":
-            return (plain, sampling), evaluate
-        steps, fast_evaluate = (compiled(plain), compiled(sampling)), compiled(evaluate)
+            return programs
+        fast = compiled_programs(programs)
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", DeprecationWarning)  # the compiler imports deprecated parts of torch
-                for step in steps:
+                for step in fast.steps:
                     self._take_step(step, self._idle())
-                self._call_evaluate(fast_evaluate, 0, 0, self._feed.sizes[0])
+                for evaluate in fast.evaluations.values():
+                    self._call_evaluate(evaluate, self._feed.starts[0], self._feed.sizes[0], 0)
         except Exception as error:  # noqa: BLE001 - any failure of the compiler has the same remedy
             reason = str(error).strip().partition("\n")[0]
             logger.warning("the step of %s could not be compiled, so it runs eagerly: %s", self.family.name, reason)
-            self.mode, steps, fast_evaluate = "eager", (plain, sampling), evaluate
+            self.mode, fast = "eager", programs
         self._blank()
-        return steps, fast_evaluate
+        return fast
 
     def _idle(self) -> Tensor:
-        """Coefficients (N, 10) of a step whose outcome nobody keeps."""
-        return torch.zeros(self.num_runs, len(Coefficients._fields), dtype=torch.float32, device=self.device)
+        """Columns (N, 10 or 17) of a step whose outcome nobody keeps."""
+        return torch.zeros(self.num_runs, self._recipes.width, dtype=torch.float32, device=self.device)
 
-    def _check_stackable(self, step: StepFunction) -> None:
+    def _check_stackable(self, programs: Programs) -> None:
         """Refuses a module that cannot be stacked, before any training."""
         before = {name: buffer.clone() for name, buffer in self._feed.buffers.items()}
         remedy = "use layer or group norm in place of batch norm, and leave dropout out"
         try:
-            self._take_step(step, self._idle())
+            self._take_step(programs.steps[0], self._idle())
         except torch.OutOfMemoryError:
             raise
         except Exception as error:
@@ -142,19 +151,17 @@ class Population:
         self._last_gradient = torch.zeros_like(self._learner.parameters)
         self._feed.step.zero_()
 
-    def _take_step(self, step: StepFunction, by: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Advances the learner by one step; returns the loss (N,) and, when sampling, the statistics (4, N)."""
+    def _take_step(self, step: StepFunction, by: Tensor) -> dict[str, Tensor]:
+        """Advances the learner by one step; returns what the step measured (see ``make_step``)."""
         moving, clip = self._learner[:3], self._recipes.clip
         result = step(moving, self._feed, self._inputs, self._last_gradient, by, clip)
-        self._learner = Learner(result[0], result[1], result[2], self._learner.updates)
+        self._learner = Learner(result["parameters"], result["first"], result["second"], self._learner.updates)
         self._feed.step += 1
-        if len(result) == 4:
-            return result[3], None
-        self._last_gradient = result[4]
-        return result[3], result[5]
+        self._last_gradient = result.get("gradient", self._last_gradient)
+        return result
 
-    def _call_evaluate(self, evaluate: EvaluateFunction, split: int, offset: int, size: Tensor) -> Tensor:
-        start, shift = self._feed.starts[split], torch.tensor(offset, device=self.device)
+    def _call_evaluate(self, evaluate: EvaluateFunction, start: Tensor, size: Tensor, offset: int) -> Tensor:
+        shift = torch.tensor(offset, device=self.device)
         return evaluate(self.layout.views(self._learner.parameters), self._feed, self._inputs, start, size, shift)
 
     # --- starting runs ----------------------------------------------------------------------------------------
@@ -170,26 +177,24 @@ class Population:
         for instance in instances:
             self._check(instance)
         index = torch.as_tensor(np.asarray(runs, dtype=np.int64), device=self.device)
+        for table, part in zip(self._split_table, split_table(instances, self.family.max_phases), strict=True):
+            table[..., list(runs)] = part
         write_feed(self._feed, index, instances)
         flat = self.layout.rows([instance.parameters for instance in instances])
         self._learner = self._learner.overwritten(index, torch.from_numpy(flat).to(self.device))
         self._recipes.write(runs, instances)
         for run, instance in zip(runs, instances, strict=True):
-            self.instances[run], self._split_sizes[:, run] = instance, instance.sizes
+            self.instances[run] = instance
         chosen = torch.zeros(self.num_runs, dtype=torch.bool, device=self.device).index_fill(0, index, True)
         self._ring.forget(self._learner, chosen)
 
     def _check(self, instance: Instance) -> None:
         if instance.optimizer.rule not in self._rules:
             raise unknown("update rule", instance.optimizer.rule, self._rules)
-        if not 1 <= instance.batch_size <= min(self.family.max_batch, instance.sizes[0]):
-            limit = min(self.family.max_batch, instance.sizes[0])
+        limit = min(self.family.max_batch, *(phase.sizes[0] for phase in instance.all_phases))
+        if not 1 <= instance.batch_size <= limit:
             raise out_of_range("batch_size", instance.batch_size, 1, limit)
-        if len(instance.rows) > self.family.max_examples or sum(instance.sizes) != len(instance.rows):
-            raise UserError(
-                f"instance {instance.key}: {len(instance.rows)} examples in splits {instance.sizes}, but the splits "
-                f"must sum to the examples and those to at most {self.family.max_examples}"
-            )
+        check_phases(instance, self.family)
 
     # --- hyperparameters --------------------------------------------------------------------------------------
 
@@ -222,36 +227,50 @@ class Population:
         """Trains every run for ``steps`` >= 1 steps; nothing synchronises with the device."""
         if steps < 1:
             raise out_of_range("steps", steps, 1)
-        coefficients = self._recipes.coefficients(steps, self._learner.updates)
-        losses, sampled = [], []
-        for step in range(steps):
-            loss, statistics = self._take_step(self._steps[step >= steps - SAMPLED_STEPS], coefficients[step])
-            losses.append(loss)
-            if statistics is not None:
-                sampled.append(statistics)
+        rows, done = self._recipes.columns(steps, self._learner.updates)
+        self._learner = self._learner._replace(updates=self._learner.updates + done)
+        taken = [
+            self._take_step(self._programs.steps[step >= steps - SAMPLED_STEPS], rows[step]) for step in range(steps)
+        ]
         self._recipes.steps_done += steps
-        self._learner = self._learner._replace(updates=self._learner.updates + steps)
-        last = sampled[-1]
-        dot = last[1] if steps >= SAMPLED_STEPS else torch.full_like(last[1], torch.nan)
-        return Telemetry(
-            losses=torch.stack(losses),
-            grad_norm=torch.stack([row[0] for row in sampled]),
-            grad_dot=dot,
-            update_norm=last[2],
-            weight_norm=last[3],
-        )
+        return gathered(taken)
 
-    def evaluate(self, split: str, max_examples: int | None = None) -> Tensor:
-        """Mean loss (N,) over a split, on the device; over its first ``max_examples`` only, if given."""
+    def disturb(self, disturber: Disturber) -> None:
+        """Lets ``disturber`` give the faults of all further steps; only for a population made ``disturbed``."""
+        self._recipes.disturber = disturber
+
+    def evaluate(
+        self, split: str, max_examples: int | None = None, *, phase: int | None = None, score: bool = False
+    ) -> Tensor:
+        """Mean loss (N,) over a split, on the device.
+
+        Args:
+            split: ``train``, ``validation`` or ``test``.
+            max_examples: only the first so many.
+            phase: of which phase; None is that of the last step done. Runs of fewer phases give their last.
+            score: the mean score instead of the loss.
+        """
         if split not in SPLITS:
             raise unknown("split", split, SPLITS)
-        place = SPLITS.index(split)
-        sizes = self._split_sizes[place] if max_examples is None else np.minimum(self._split_sizes[place], max_examples)
-        size = torch.from_numpy(np.ascontiguousarray(sizes)).to(self.device)
+        if score and not self.family.score_name:
+            raise UserError(f"task family {self.family.name!r} has no score; leave score out")
+        if phase is not None and not 0 <= phase < self.family.max_phases:
+            raise out_of_range("phase", phase, 0, self.family.max_phases - 1)
+        begins, sizes = self._spans(SPLITS.index(split), phase)
+        sizes = sizes if max_examples is None else np.minimum(sizes, max_examples)
+        start, size = (torch.from_numpy(np.ascontiguousarray(one)).to(self.device) for one in (begins, sizes))
         total = torch.zeros(self.num_runs, dtype=torch.float32, device=self.device)
         for offset in range(0, int(sizes.max()), EVALUATION_SLOTS):
-            total = total + self._call_evaluate(self._evaluate, place, offset, size)
+            total = total + self._call_evaluate(self._programs.evaluations[score], start, size, offset)
         return total / size
+
+    def _spans(self, split: int, phase: int | None) -> tuple[np.ndarray, np.ndarray]:
+        """Begin and size (N,) of a split in the maps."""
+        first, begins, sizes = self._split_table
+        last_step = np.maximum(self.steps_done - 1, 0)
+        now = (last_step >= first[1:]).sum(0) if phase is None else np.full(self.num_runs, phase)
+        runs = np.arange(self.num_runs)
+        return begins[now, split, runs], sizes[now, split, runs]
 
     def snapshot(self, mask: np.ndarray) -> None:
         """Notes the present of the runs in ``mask`` (bool, (N,)) as stable (see ``SnapshotRing``)."""
@@ -278,9 +297,9 @@ class Population:
     def batch(self, run: int, step: int) -> tuple[Tensor, Tensor]:
         """Inputs (batch, *shape) and labels (batch,) that the run is, or was, fed at ``step``."""
         feed = self._feed
-        when = torch.full_like(feed.step, step)
-        positions = batch_positions(feed.seed, when, feed.batch, feed.sizes[0], feed.walks, self.family.max_batch)
-        x, y = examples(feed, self._inputs, positions)
+        then = replace(feed, step=torch.full_like(feed.step, step))
+        positions = batch_of(then, place_of(then), self.family.max_batch)
+        x, y = self.family.present(*examples(then, self._inputs, positions))
         size = int(self._recipes.batch_size[run])
         return x[run, :size], y[run, :size]
 

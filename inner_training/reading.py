@@ -79,10 +79,23 @@ class Reading:
         return np.where(hidden, np.nan, self.measured.losses)
 
     def sampled(self, name: str) -> np.ndarray:
-        """A sampled statistic of the interval ((N,) or (S, N)), NaN where it is not known or not finite."""
+        """A sampled statistic of the interval ((N,), (S, N) or (3, N)), NaN where it is not known or not finite."""
         if self.measured is None:
             return _nan(self.num_runs)
         value: np.ndarray = getattr(self.measured, name)
+        return self._shown(value)
+
+    def total(self, name: str) -> np.ndarray:
+        """L2 norm (N,) of the whole model from one by depth (``update_norm``, ``weight_norm``), NaN where unknown."""
+        by_depth = self.sampled(name)
+        return by_depth if by_depth.ndim == 1 else np.sqrt((by_depth**2).sum(0))
+
+    def probed(self, name: str) -> np.ndarray:
+        """A further measurement (N,) of the interval, NaN where it was not taken or is not finite."""
+        taken = None if self.measured is None else self.measured.probed.get(name)
+        return _nan(self.num_runs) if taken is None else self._shown(taken)
+
+    def _shown(self, value: np.ndarray) -> np.ndarray:
         hidden = (self.fresh | self.rolled_back) | ~np.isfinite(value)
         return np.where(hidden, np.nan, value)
 

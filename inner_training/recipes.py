@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from trimtab.errors import unknown
+from trimtab.inner_training.disturbances import Disturber, Faults, calm
 from trimtab.inner_training.schedules import BaseSchedule, factors
 from trimtab.inner_training.task import Instance
-from trimtab.inner_training.update_rules import HYPERPARAMETERS, UpdateRule, interval_coefficients
+from trimtab.inner_training.update_rules import HYPERPARAMETERS, Coefficients, UpdateRule, interval_coefficients
 
 
 class Recipes:
@@ -23,9 +24,14 @@ class Recipes:
         adaptive: (N,) 1 for rules that divide by a second moment.
         batch_size: (N,) examples per step.
         clip: (N,) clip threshold, an absolute norm on the device; infinite is off.
+        disturber: gives the faults of the next steps of a disturbed population; None is none.
     """
 
-    def __init__(self, rules: Mapping[str, UpdateRule], num_runs: int, device: torch.device) -> None:
+    def __init__(
+        self, rules: Mapping[str, UpdateRule], num_runs: int, device: torch.device, *, disturbed: bool = False
+    ) -> None:
+        self.disturber: Disturber | None = None
+        self._disturbed = disturbed
         self._rules, self._device = dict(rules), device
         self._kinds = tuple(dict.fromkeys(rule.coefficients for rule in rules.values()))
         self._choice = torch.zeros(num_runs, dtype=torch.int64, device=device)
@@ -84,14 +90,39 @@ class Recipes:
                 raise unknown("hyperparameter", name, [name for name in self._columns if name != "lr"])
             self._columns[name].copy_(torch.from_numpy(np.asarray(value, dtype=np.float32)))
 
-    def coefficients(self, steps: int, updates: Tensor) -> Tensor:
-        """(K, N, 10) coefficients of the next K steps; ``updates`` (N,) int64 counts those done by the optimizer."""
+    @property
+    def width(self) -> int:
+        """Number of columns C that a step takes."""
+        return len(Coefficients._fields) + self._disturbed * len(Faults._fields)
+
+    def columns(self, steps: int, updates: Tensor) -> tuple[Tensor, Tensor | int]:
+        """What the next K steps take.
+
+        Args:
+            steps: K.
+            updates: (N,) int64 updates done by the optimizer.
+
+        Returns:
+            (K, N, C) coefficients, followed by the columns of ``Faults`` in a disturbed population, and the updates
+            that the optimizer will do: K, or (N,) int64 where steps may be lost.
+        """
+        counts = torch.arange(1, steps + 1, device=self._device)[:, None]
+        if not self._disturbed:
+            return self._coefficients(steps, updates + counts, 1.0), steps
+        faults, lr_factors = calm(steps, len(self.steps_done)), np.ones(1)
+        if self.disturber is not None:
+            faults, lr_factors = self.disturber(self.steps_done, steps)
+        on_device = torch.from_numpy(faults).to(self._device)
+        counts = torch.cumsum(1 - on_device[:, :, Faults._fields.index("lost")].long(), 0)
+        rows = self._coefficients(steps, (updates + counts).clamp(min=1), lr_factors)
+        return torch.cat([rows, on_device], -1), counts[-1]
+
+    def _coefficients(self, steps: int, update_numbers: Tensor, lr_factors: np.ndarray | float) -> Tensor:
         when = self.steps_done[None] + np.arange(steps)[:, None]
         scheduled = self.initial_lr * factors(self._schedules, when, self.total_steps)
-        lr = torch.from_numpy((scheduled * self._lr_multiplier).astype(np.float32)).to(self._device)
+        lr = torch.from_numpy((scheduled * self._lr_multiplier * lr_factors).astype(np.float32)).to(self._device)
         columns = {name: column.expand(steps, -1) for name, column in self._columns.items()}
-        count = updates[None] + torch.arange(1, steps + 1, device=self._device)[:, None]
-        return interval_coefficients(self._kinds, self._choice, {**columns, "lr": lr}, count.float())
+        return interval_coefficients(self._kinds, self._choice, {**columns, "lr": lr}, update_numbers.float())
 
 
 def _setting(name: str, kind: UpdateRule, settings: object) -> float:

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 from torch.func import functional_call, grad_and_value, vmap
 
-from trimtab.inner_training.feeding import Feed, examples
+from trimtab.inner_training.disturbances import Faults, disturb_examples, disturb_step
+from trimtab.inner_training.feeding import Feed, Place, batch_of, examples, place_of
 from trimtab.inner_training.layout import FlatLayout
-from trimtab.inner_training.streams import batch_positions
 from trimtab.inner_training.task import TaskFamily
 from trimtab.inner_training.update_rules import Coefficients, update
 
@@ -67,14 +67,18 @@ class StepOptions(NamedTuple):
         clip: compute the gradient norm and clip.
         adaptive: keep second moments.
         sample: measure gradient and update statistics.
+        score: compute the family's score.
+        disturbed: take faults.
     """
 
     clip: bool
     adaptive: bool
     sample: bool
+    score: bool = False
+    disturbed: bool = False
 
 
-StepFunction = Callable[..., tuple[Tensor, ...]]
+StepFunction = Callable[..., dict[str, Tensor]]
 EvaluateFunction = Callable[..., Tensor]
 
 
@@ -83,21 +87,41 @@ def norms(by_name: dict[str, Tensor]) -> Tensor:
     return torch.stack([tensor.flatten(1).square().sum(1) for tensor in by_name.values()]).sum(0).sqrt()
 
 
+def _gradients(family: TaskFamily, score: bool) -> Callable[..., Any]:
+    """``(parameters, buffers, x, y, weight) -> (gradients, (loss, score))``, everything stacked over runs."""
+
+    def run_loss(
+        parameters: Any, buffers: Any, x: Tensor, y: Tensor, weight: Tensor
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        outputs = functional_call(family.module, (parameters, buffers), (x,))
+        loss = (family.loss(outputs, y) * weight).sum()
+        return loss, (loss, (family.score(outputs, y) * weight).sum()) if score else (loss,)
+
+    def gradients(*arguments: Any) -> Any:
+        by_name, (_, measured) = vmap(grad_and_value(run_loss, has_aux=True))(*arguments)
+        return by_name, measured
+
+    return gradients
+
+
+def _renewed(parameters: Tensor, place: Place, mask: Tensor) -> Tensor:
+    """``parameters`` (N, P), with those of ``mask`` (P,) at zero where a later phase begins."""
+    begins = (place.since == 0) & (place.phase > 0)
+    return torch.where(begins[:, None] & mask[None], 0.0, parameters)
+
+
 def make_step(family: TaskFamily, layout: FlatLayout, options: StepOptions) -> StepFunction:
     """Builds ``step(moving, feed, inputs, last_gradient, by, threshold)``, a pure function.
 
-    ``moving`` is the three (N, P) tensors of a learner, ``by`` (N, 10) one step of ``interval_coefficients``, and
-    ``threshold`` (N,) the clip. It returns the new three tensors and the loss (N,) before the step, and when it
-    samples, also the gradient (N, P) and the statistics (4, N): gradient norm, inner product with ``last_gradient``,
-    update norm, weight norm.
+    ``moving`` is the three (N, P) tensors of a learner, ``by`` (N, 10) one step of ``interval_coefficients`` (followed
+    by the columns of ``Faults`` when disturbed), and ``threshold`` (N,) the clip. It returns ``parameters``, ``first``
+    and ``second`` (N, P), and ``loss`` (N,) before the step; with ``score`` also ``score`` (N,). When it samples, also
+    ``gradient`` (N, P), and ``statistics`` (8, N): gradient norm, inner product with ``last_gradient``, update norms
+    and weight norms by depth.
     """
-    slots = family.max_batch
-
-    def run_loss(parameters: Any, buffers: Any, x: Tensor, y: Tensor, weight: Tensor) -> Tensor:
-        outputs = functional_call(family.module, (parameters, buffers), (x,))
-        return (family.loss(outputs, y) * weight).sum()
-
-    gradients_and_loss = vmap(grad_and_value(run_loss))
+    slots, width = family.max_batch, len(Coefficients._fields)
+    gradients = _gradients(family, options.score)
+    renewed = layout.mask(family.reset_each_phase) if family.max_phases > 1 and family.reset_each_phase else None
 
     def step(
         moving: tuple[Tensor, Tensor, Tensor],
@@ -106,41 +130,55 @@ def make_step(family: TaskFamily, layout: FlatLayout, options: StepOptions) -> S
         last_gradient: Tensor,
         by: Tensor,
         threshold: Tensor,
-    ) -> tuple[Tensor, ...]:
+    ) -> dict[str, Tensor]:
         parameters, first, second = moving
-        positions = batch_positions(feed.seed, feed.step, feed.batch, feed.sizes[0], feed.walks, slots)
-        x, y = examples(feed, inputs, positions)
+        place = place_of(feed)
+        x, y = examples(feed, inputs, batch_of(feed, place, slots))
+        faults = Faults(*by[:, width:].unbind(1)) if options.disturbed else None
+        if renewed is not None:
+            parameters = _renewed(parameters, place, renewed.to(by.device))
+        x, y = family.present(x, y)
+        if faults is not None:
+            x, y = disturb_examples(x, y, faults, feed.seed, feed.step)
         slot = torch.arange(slots, device=by.device)
         weight = (slot[None] < feed.batch[:, None]).float() / feed.batch[:, None]
-        by_name, loss = gradients_and_loss(layout.views(parameters), feed.buffers, x, y, weight)
+        by_name, measured = gradients(layout.views(parameters), feed.buffers, x, y, weight)
         gradient = layout.flatten(by_name)
-        norm = norms(by_name) if options.clip or options.sample else None
+        if faults is not None:
+            gradient = gradient + faults.gradient[:, None]
+        norm = None
+        if options.clip or options.sample:
+            norm = norms(by_name) if faults is None else gradient.square().sum(1).sqrt()
         used = gradient
         if options.clip and norm is not None:
             # As torch.nn.utils.clip_grad_norm_, which adds 1e-6; an infinite threshold gives exactly 1.
             used = gradient * (threshold[:, None] / (norm[:, None] + 1e-6)).clamp(max=1.0)
-        coefficients = Coefficients(*by[:, :, None].unbind(1))
-        after, first, second = update(parameters, used, first, second, coefficients, adaptive=options.adaptive)
+        coefficients = Coefficients(*by[:, :width, None].unbind(1))
+        after = update(parameters, used, first, second, coefficients, adaptive=options.adaptive)
+        if faults is not None:
+            after = disturb_step((parameters, first, second), after, faults, layout)
+        result = dict(zip(("parameters", "first", "second", "loss", "score"), (*after, *measured), strict=False))
         if norm is None or not options.sample:
-            return after, first, second, loss
+            return result
         dot = (gradient * last_gradient).sum(1)
-        moved = (after - parameters).square().sum(1).sqrt()
-        statistics = torch.stack([norm, dot, moved, parameters.square().sum(1).sqrt()])
-        return after, first, second, loss, gradient, statistics
+        rows = [norm[None], dot[None], layout.norms(after[0] - parameters), layout.norms(parameters)]
+        return {**result, "gradient": gradient, "statistics": torch.cat(rows)}
 
     return step
 
 
-def make_evaluate(family: TaskFamily, slots: int) -> EvaluateFunction:
+def make_evaluate(family: TaskFamily, slots: int, score: bool = False) -> EvaluateFunction:
     """Builds ``evaluate(views, feed, inputs, start, size, offset) -> (N,)``, a sum of losses over ``slots`` examples.
 
-    ``start`` and ``size`` (N,) int64 delimit a split in the maps; slots beyond it count nothing.
+    ``start`` and ``size`` (N,) int64 delimit a split in the maps; slots beyond it count nothing. With ``score`` it
+    sums scores instead.
     """
+    of = family.score if score else family.loss
 
-    def run_losses(parameters: Any, buffers: Any, x: Tensor, y: Tensor) -> Tensor:
-        return family.loss(functional_call(family.module, (parameters, buffers), (x,)), y)
+    def run_values(parameters: Any, buffers: Any, x: Tensor, y: Tensor) -> Tensor:
+        return of(functional_call(family.module, (parameters, buffers), (x,)), y)
 
-    losses = vmap(run_losses)
+    values = vmap(run_values)
 
     def evaluate(
         views: dict[str, Tensor], feed: Feed, inputs: Tensor, start: Tensor, size: Tensor, offset: Tensor
@@ -148,8 +186,8 @@ def make_evaluate(family: TaskFamily, slots: int) -> EvaluateFunction:
         place = offset + torch.arange(slots, device=start.device)[None]
         inside = place < size[:, None]
         positions = start[:, None] + torch.minimum(place, size[:, None] - 1)
-        x, y = examples(feed, inputs, positions)
-        return torch.where(inside, losses(views, feed.buffers, x, y), 0.0).sum(1)
+        x, y = family.present(*examples(feed, inputs, positions))
+        return torch.where(inside, values(views, feed.buffers, x, y), 0.0).sum(1)
 
     return evaluate
 

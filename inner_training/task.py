@@ -40,6 +40,19 @@ class OptimizerSettings:
     eps: float = 1e-8
 
 
+@dataclass(frozen=True)
+class Phase:
+    """A part of a run with data of its own.
+
+    Attributes:
+        first_step: the step that it begins with; 0 for the first phase.
+        sizes: its examples in train, validation and test.
+    """
+
+    first_step: int
+    sizes: tuple[int, int, int]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Instance:
     """One concrete inner problem with its recipe: everything that a population needs to start a run.
@@ -52,7 +65,9 @@ class Instance:
         seed: seed of the run's own random stream, which orders its batches, in [0, 2**31).
         rows: (n,) int64 rows of the family's shared input table, ordered train, validation, test.
         labels: (n,) int64 class numbers or float32 targets, in the same order.
-        sizes: examples in train, validation and test; they sum to ``n``.
+        sizes: examples in train, validation and test; they sum to ``n``. Of the first phase, where there are phases.
+        phases: what changes while the run trains: the phases lie one after another in ``rows`` and ``labels``, each
+            ordered train, validation, test, and may repeat rows; their sizes sum to ``n``. Empty for data that stays.
         input_scale: factor applied to the inputs, > 0.
         parameters: initial value of each parameter of the family's module.
         buffers: value of each buffer of the family's module (for example unit gates).
@@ -76,12 +91,18 @@ class Instance:
     schedule: BaseSchedule
     input_scale: float = 1.0
     traits: Mapping[str, Any] = field(default_factory=dict)
+    phases: tuple[Phase, ...] = ()
 
-    def split(self, name: str) -> slice:
-        """Positions of a split inside ``rows`` and ``labels``."""
-        index = SPLITS.index(name)
-        start = sum(self.sizes[:index])
-        return slice(start, start + self.sizes[index])
+    @property
+    def all_phases(self) -> tuple[Phase, ...]:
+        """The phases, of which data that stays has one."""
+        return self.phases or (Phase(0, self.sizes),)
+
+    def split(self, name: str, phase: int = 0) -> slice:
+        """Positions of a split of a phase inside ``rows`` and ``labels``."""
+        index, phases = SPLITS.index(name), self.all_phases
+        start = sum(sum(earlier.sizes) for earlier in phases[:phase]) + sum(phases[phase].sizes[:index])
+        return slice(start, start + phases[phase].sizes[index])
 
     def fingerprint(self) -> str:
         """SHA-256 (hex) of what is learned and from where: rows, labels, parameters, seed and recipe."""
@@ -89,7 +110,7 @@ class Instance:
         for array in (self.rows, self.labels, *self.parameters.values(), *self.buffers.values()):
             digest.update(np.ascontiguousarray(array).tobytes())
         recipe = (self.seed, self.sizes, self.batch_size, self.steps, self.optimizer, self.schedule, self.input_scale)
-        digest.update(repr(recipe).encode())
+        digest.update(repr((*recipe, self.phases) if self.phases else recipe).encode())
         return digest.hexdigest()
 
 
@@ -100,12 +121,16 @@ class TaskFamily(ABC):
         name: lower-case words with hyphens.
         doc: one line for tables.
         module: template network; ``module(x)`` maps ``(B, *shape)`` to ``(B, outputs)``. It is never trained itself.
-        inputs: (R, *shape) float32 table of inputs, shared by all runs.
+        inputs: (R, *shape) table of inputs, shared by all runs: float32, or integers, which ``input_scale`` leaves
+            alone and which the module receives as int64.
         max_examples: width of the per-run row and label maps.
         max_batch: batch slots per step; smaller batches use weights.
     Set in some:
         label_dtype: ``torch.int64`` (classes, default) or ``torch.float32`` (regression).
         loss_floor, loss_cap: range of the bounded loss (see ``bounded``).
+        score_name: what ``score`` is, such as ``accuracy``; empty when there is none.
+        max_phases: the most phases that an instance has.
+        reset_each_phase: names of parameters that start every later phase at zero, such as those of an output layer.
     """
 
     name: str
@@ -117,6 +142,9 @@ class TaskFamily(ABC):
     label_dtype: torch.dtype = torch.int64
     loss_floor: float = 1e-4
     loss_cap: float
+    score_name: str = ""
+    max_phases: int = 1
+    reset_each_phase: tuple[str, ...] = ()
 
     @abstractmethod
     def draw(self, seed: int, *, held_out: bool) -> Instance:
@@ -128,6 +156,17 @@ class TaskFamily(ABC):
     @abstractmethod
     def loss(self, outputs: Tensor, labels: Tensor) -> Tensor:
         """Loss of each example: outputs (B, outputs) and labels (B,) give (B,)."""
+
+    def present(self, inputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """What the module sees, and what ``loss`` compares with: examples (..., B, *shape) and labels (..., B).
+
+        By default they are what the tables hold; a language model's labels are its inputs, one place later.
+        """
+        return inputs, labels
+
+    def score(self, outputs: Tensor, labels: Tensor) -> Tensor:
+        """Score of each example, (B,) float, for families with a ``score_name``; by default the accuracy of classes."""
+        return (outputs.argmax(-1) == labels).float()
 
     def bounded(self, loss: np.ndarray) -> np.ndarray:
         """Maps any mean loss to ``[loss_floor, loss_cap]``; NaN and infinity give the cap.

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from trimtab.inner_training.networks import MLP, build_module, initial_parameters
+from trimtab.inner_training.networks import MLP, Arrays, build_module, initial_parameters
 from trimtab.inner_training.task import Instance, TaskFamily
 from trimtab.inner_training.tasks.recipe import (
     RecipeRange,
@@ -76,39 +76,30 @@ class Examples:
     traits: Mapping[str, Any] = field(default_factory=dict)
 
 
-class MLPFamily(TaskFamily):
-    """Classification by an `MLP`; a subclass says which examples an instance has.
+class ClassificationFamily(TaskFamily):
+    """Classification with noisy training labels, drawn scales and a drawn recipe; a subclass gives data and network.
 
     The bounded loss ends at twice the loss of guessing among all outputs, ``2 ln(outputs)``.
 
     Set in all subclasses:
         What `TaskFamily` lists.
+        widest: most active units per gate, the upper end of a drawn width.
     Set in some:
         variation, recipe: what to draw from.
     """
 
-    module: MLP
+    widest: int
     variation: Variation = Variation()
     recipe: RecipeRange = RecipeRange()
-
-    def __init__(self, name: str, doc: str, network: Mapping[str, Any], inputs: np.ndarray) -> None:
-        """Sets what all subclasses need.
-
-        Args:
-            name: lower-case words with hyphens; it seeds the streams of the instances.
-            doc: one line for tables.
-            network: arguments of `MLP`.
-            inputs: (R, features) float32 table.
-        """
-        self.name, self.doc = name, doc
-        self.module = build_module(lambda: MLP(**network), seed=0)
-        self.inputs = torch.from_numpy(inputs)
-        self.max_batch = self.recipe.batch[1]
-        self.loss_cap = 2 * math.log(self.module.outputs)
+    score_name = "accuracy"
 
     @abstractmethod
     def examples(self, rng: np.random.Generator, held_out: bool) -> Examples:
         """Draws the data of an instance; held-out examples are never those of other instances."""
+
+    @abstractmethod
+    def initial(self, rng: np.random.Generator, width: int, scale: float, data: Examples) -> tuple[Arrays, Arrays]:
+        """Draws initial parameters and buffers for ``width`` active units per gate and a scale of the weights."""
 
     def draw(self, seed: int, *, held_out: bool) -> Instance:
         """Draws the instance of ``seed`` (see `TaskFamily.draw`).
@@ -123,8 +114,8 @@ class MLPFamily(TaskFamily):
         labels[: sizes[0]] = noisy_labels(rng, labels[: sizes[0]], data.classes, noise)
         input_scale = log_uniform(rng, *self.variation.input_scale)
         init_scale = log_uniform(rng, *self.variation.init_scale)
-        width = round(log_uniform(rng, self.variation.narrowest, self.module.hidden))
-        parameters, buffers = initial_parameters(self.module, rng, width, init_scale, data.features)
+        width = round(log_uniform(rng, self.variation.narrowest, self.widest))
+        parameters, buffers = self.initial(rng, width, init_scale, data)
         recipe = draw_recipe(rng, self.recipe, sizes[0])
         drawn = {"label_noise": noise, "input_scale": input_scale, "init_scale": init_scale, "width": width}
         return Instance(
@@ -146,3 +137,29 @@ class MLPFamily(TaskFamily):
     def loss(self, outputs: Tensor, labels: Tensor) -> Tensor:
         """Cross-entropy of each example: (B, outputs) and (B,) give (B,)."""
         return cross_entropy(outputs, labels)
+
+
+class MLPFamily(ClassificationFamily):
+    """Classification by an `MLP`; a subclass says which examples an instance has."""
+
+    module: MLP
+
+    def __init__(self, name: str, doc: str, network: Mapping[str, Any], inputs: np.ndarray) -> None:
+        """Sets what all subclasses need.
+
+        Args:
+            name: lower-case words with hyphens; it seeds the streams of the instances.
+            doc: one line for tables.
+            network: arguments of `MLP`.
+            inputs: (R, features) float32 table.
+        """
+        self.name, self.doc = name, doc
+        self.module = build_module(lambda: MLP(**network), seed=0)
+        self.widest = self.module.hidden
+        self.inputs = torch.from_numpy(inputs)
+        self.max_batch = self.recipe.batch[1]
+        self.loss_cap = 2 * math.log(self.module.outputs)
+
+    def initial(self, rng: np.random.Generator, width: int, scale: float, data: Examples) -> tuple[Arrays, Arrays]:
+        """Draws initial parameters and gates (see ``initial_parameters``)."""
+        return initial_parameters(self.module, rng, width, scale, data.features)
