@@ -17,6 +17,7 @@ from trimtab.inner_training.guard import GuardConfig
 from trimtab.inner_training.levers import LEVERS
 from trimtab.inner_training.signals import SIGNALS, all_signals, lever_signals
 from trimtab.inner_training.tasks import FAMILIES
+from trimtab.inner_training.tasks.local_files import FORMATS, names_a_file
 
 DEFAULT_LEVERS = ("lr", "momentum", "weight_decay", "grad_clip")
 
@@ -33,18 +34,19 @@ class FamilyShare(_Part):
     """A task family and its share of the runs.
 
     Attributes:
-        name: a name of ``FAMILIES``, or ``module:function`` for a family of the user's own.
+        name: a name of ``FAMILIES``, or ``module:function`` or ``format:path`` for a family of the user's own.
         share: relative to the shares of the other families, > 0.
     """
 
-    name: Name
+    name: Annotated[str, Field(min_length=1, max_length=4096)]
     share: Number = Field(default=1.0, gt=0, le=1e6)
 
     @field_validator("name")
     @classmethod
     def _known(cls, name: str) -> str:
-        if not re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", name) and name not in FAMILIES:
-            raise unknown("task family", name, [*FAMILIES, "module:function"])
+        function = re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", name)
+        if not function and not names_a_file(name) and name not in FAMILIES:
+            raise unknown("task family", name, [*FAMILIES, "module:function", *(f"{form}:PATH" for form in FORMATS)])
         return name
 
 

@@ -1,4 +1,4 @@
-"""Task families by name, and families of the user's own as ``module:function``.
+"""Task families by name, and families of the user's own as ``module:function`` or ``format:path``.
 
 Importing this module is light: a family's own module, and scikit-learn, are imported when the family is made.
 """
@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from trimtab.errors import ConfigError, UserError, unknown
+from trimtab.inner_training.tasks.local_files import FORMATS, file_family
 
 if TYPE_CHECKING:
     from trimtab.inner_training.task import TaskFamily
@@ -90,7 +91,7 @@ def register_task(name: str, factory: Callable[[], TaskFamily]) -> None:
         raise ConfigError(f"task family {name!r} exists already; give yours another name")
     if not isinstance(name, str) or not name or ":" in name:
         raise ConfigError(
-            f"task family name {name!r} is empty, no text, or holds ':', which stands for module:function; rename it"
+            f"task family name {name!r} is empty, no text, or holds ':', as in module:function and npz:PATH; rename it"
         )
     if not callable(factory):
         raise ConfigError(
@@ -101,22 +102,24 @@ def register_task(name: str, factory: Callable[[], TaskFamily]) -> None:
 
 
 def resolve_family(name: str) -> TaskFamily:
-    """Makes a family from its name, or from the place of a function that returns one.
+    """Makes a family from its name, from the place of a function that returns one, or from a file.
 
     Args:
-        name: a name of ``FAMILIES``, or ``module:function`` with an importable module and a function without
-            arguments in it.
+        name: a name of ``FAMILIES``; or ``module:function`` with an importable module and a function without
+            arguments in it; or ``format:path`` with a format of ``FORMATS``, which come before modules of their names.
 
     Returns:
-        The family; ``module:function`` calls the function anew each time.
+        The family; ``module:function`` calls the function anew each time, and a file is read once.
 
     Raises:
         UserError: when the name is unknown, the module cannot be imported, the function is missing or cannot be
-            called, or it returns something else.
+            called, it returns something else, or the file cannot be used.
     """
     if ":" not in name:
         return make_family(name)
     place, _, attribute = name.partition(":")
+    if place in FORMATS:
+        return file_family(name)
     try:
         module = importlib.import_module(place)
     except (Exception, SystemExit) as error:  # a user's module may fail in any way while it is imported
