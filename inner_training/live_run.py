@@ -14,7 +14,7 @@ from trimtab.errors import UserError
 from trimtab.inner_training.levers import Lever
 from trimtab.inner_training.live_hooks import Moments, StepHooks
 from trimtab.inner_training.live_probe import LiveProbe, total_norm
-from trimtab.inner_training.live_values import EffectiveValues, read_value
+from trimtab.inner_training.live_values import EffectiveValues, is_adaptive, read_value
 from trimtab.inner_training.reading import Reading
 from trimtab.inner_training.signals import Signal
 from trimtab.inner_training.steering import Steering
@@ -205,7 +205,7 @@ class LiveRun:
             parameters=one(sum(parameter.numel() for parameter in parameters)),
             batch_size=one(np.nan),
             depth=one(sum(parameter.ndim >= 2 for parameter in parameters)),
-            adaptive=one("betas" in self.optimizer.param_groups[0]),
+            adaptive=one(is_adaptive(self.optimizer.param_groups[0])),
             base=self.base(levers),
             initial_lr=one(self._initial_lr),
         )

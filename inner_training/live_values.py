@@ -10,17 +10,32 @@ from torch import Tensor
 
 from trimtab.inner_training.levers import Lever
 
+# What only optimizers of this kind have: Adam kinds and Lion, RMSprop, Muon, Adadelta, Adagrad, Rprop, Adafactor.
+ADAPTIVE_MARKS = frozenset(("betas", "centered", "ns_steps", "rho", "initial_accumulator_value", "etas", "beta2_decay"))
+
 
 def read_value(group: dict[str, Any], hyperparameter: str) -> Any:
     """The value of a hyperparameter in a parameter group as it stands there, or None when the group has none.
 
-    ``momentum`` is ``betas[0]`` of the Adam kinds.
+    ``momentum`` is ``betas[0]`` of the Adam kinds and of Lion. An RMSprop that began without momentum has none, because
+    torch makes room for it at the first step only and fails where it is switched on later.
 
     >>> read_value({"betas": (0.9, 0.999)}, "momentum")
     0.9
     """
+    if hyperparameter == "momentum" and "centered" in group and group["momentum"] == 0:
+        return None
     value = group["betas"][0] if hyperparameter == "momentum" and "betas" in group else group.get(hyperparameter)
     return None if isinstance(value, bool) or not isinstance(value, int | float | Tensor) else value
+
+
+def is_adaptive(group: dict[str, Any]) -> bool:
+    """Whether a parameter group is of an optimizer whose steps do not follow the size of the gradient.
+
+    >>> is_adaptive({"betas": (0.9, 0.99)}), is_adaptive({"momentum": 0.9, "dampening": 0})
+    (True, False)
+    """
+    return not ADAPTIVE_MARKS.isdisjoint(group)
 
 
 def _effective(lever: Lever, multiplier: float, base: Any) -> Any:

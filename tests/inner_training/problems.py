@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -89,21 +91,58 @@ def plain_module(instance: Instance) -> GatedNet:
     return module
 
 
-def plain_optimizer(module: nn.Module, settings: OptimizerSettings) -> torch.optim.Optimizer:
-    """The same optimizer from torch."""
-    if settings.rule == "sgd":
-        return torch.optim.SGD(
-            module.parameters(),
-            lr=settings.lr,
-            momentum=settings.momentum,
-            nesterov=settings.nesterov,
-            weight_decay=settings.weight_decay,
-        )
-    kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[settings.rule]
-    return kind(
-        module.parameters(),
-        lr=settings.lr,
-        betas=(settings.momentum, settings.beta2),
-        eps=settings.eps,
-        weight_decay=settings.weight_decay,
-    )
+class PlainLion(torch.optim.Optimizer):
+    """Algorithm 2 of arXiv 2302.06675, line by line."""
+
+    def __init__(
+        self, parameters: Iterable[Tensor], lr: float, betas: tuple[float, float], weight_decay: float = 0.0
+    ) -> None:
+        super().__init__(parameters, {"lr": lr, "betas": betas, "weight_decay": weight_decay})
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            beta1, beta2 = group["betas"]
+            for theta in group["params"]:
+                g, m = theta.grad, self.state[theta].setdefault("m", torch.zeros_like(theta))
+                c = beta1 * m + (1 - beta1) * g
+                theta.sub_(group["lr"] * (torch.sign(c) + group["weight_decay"] * theta))
+                m.copy_(beta2 * m + (1 - beta2) * g)
+
+
+class Both:
+    """Two optimizers as one."""
+
+    def __init__(self, *optimizers: torch.optim.Optimizer) -> None:
+        self.optimizers = optimizers
+
+    def zero_grad(self) -> None:
+        for optimizer in self.optimizers:
+            optimizer.zero_grad()
+
+    def step(self) -> None:
+        for optimizer in self.optimizers:
+            optimizer.step()
+
+
+def plain_optimizer(module: nn.Module, settings: OptimizerSettings) -> Any:
+    """The same optimizer from torch, or from its paper."""
+    parameters = list(module.parameters())
+    own: dict[str, Any] = {"lr": settings.lr, "weight_decay": settings.weight_decay}
+    momentum: dict[str, Any] = {"momentum": settings.momentum, **own}
+    betas: dict[str, Any] = {"betas": (settings.momentum, settings.beta2), **own}
+    adam = {"eps": settings.eps, **betas}
+    makers: dict[str, Callable[[], Any]] = {
+        "sgd": lambda: torch.optim.SGD(parameters, nesterov=settings.nesterov, **momentum),
+        "adam": lambda: torch.optim.Adam(parameters, **adam),
+        "adamw": lambda: torch.optim.AdamW(parameters, **adam),
+        "rmsprop": lambda: torch.optim.RMSprop(parameters, alpha=settings.beta2, eps=settings.eps, **momentum),
+        "nadam": lambda: torch.optim.NAdam(parameters, **adam),
+        "nadamw": lambda: torch.optim.NAdam(parameters, decoupled_weight_decay=True, **adam),
+        "lion": lambda: PlainLion(parameters, **betas),
+        "muon": lambda: Both(
+            torch.optim.Muon([p for p in parameters if p.ndim == 2], adjust_lr_fn="match_rms_adamw", **momentum),
+            torch.optim.AdamW([p for p in parameters if p.ndim != 2], **adam),
+        ),
+    }
+    return makers[settings.rule]()

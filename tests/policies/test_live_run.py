@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tests.inner_training.problems import PlainLion
 from tests.policies.live import ALL, Loop, Scripted, adamw, holding, inside, sgd
 from torch.optim import lr_scheduler as schedulers
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -99,6 +100,10 @@ OPTIMIZERS = {
     "adam": lambda p: torch.optim.Adam(p, lr=0.01),
     "adamw": adamw,
     "rmsprop": lambda p: torch.optim.RMSprop(p, lr=0.01),
+    "rmsprop-momentum": lambda p: torch.optim.RMSprop(p, lr=0.003, momentum=0.8, weight_decay=1e-3),
+    "nadam": lambda p: torch.optim.NAdam(p, lr=0.01, weight_decay=1e-3),
+    "lion": lambda p: PlainLion(p, lr=0.003, betas=(0.9, 0.99), weight_decay=0.1),
+    "muon": lambda p: torch.optim.Muon([one for one in p if one.ndim == 2], lr=0.01),
     "adagrad": lambda p: torch.optim.Adagrad(p, lr=0.01),
 }
 
@@ -115,7 +120,7 @@ def test_the_null_policy_is_no_controller_bit_for_bit(name: str, levers: tuple[s
     assert not any(decision.acted for decision in steered.decisions)
 
 
-@pytest.mark.parametrize("name", ["sgd", "nesterov", "adam", "adamw"])
+@pytest.mark.parametrize("name", [name for name in OPTIMIZERS if name not in ("rmsprop", "adagrad")])
 def test_effective_values_are_those_of_an_optimizer_made_with_them(name: str) -> None:
     steered, alone = Loop(OPTIMIZERS[name]), Loop(OPTIMIZERS[name])
     policy = Scripted([[0.5, 0.7, 3.0]], levers=dict.fromkeys(("lr", "momentum", "weight_decay"), "targets"))
@@ -136,6 +141,29 @@ def test_effective_values_are_those_of_an_optimizer_made_with_them(name: str) ->
     assert torch.equal(alone.weights(), steered.weights())
     after = steered.optimizer.param_groups[0]
     assert all(after[key] == value for key, value in before.items())
+
+
+@pytest.mark.parametrize("name", ["rmsprop", "adagrad"])
+def test_momentum_that_an_optimizer_has_no_room_for_is_unavailable(name: str) -> None:
+    loop, alone = Loop(OPTIMIZERS[name]), Loop(OPTIMIZERS[name])
+    policy = Scripted([[0.5]], levers={"momentum": "targets"}, signals=("momentum_available", "adaptive"))
+    loop.controller = attach(loop.optimizer, policy=policy)
+    del policy.seen[:-1]  # the trial that every policy is put to
+    alone.run(20)
+    loop.run(20)
+    assert torch.equal(alone.weights(), loop.weights())
+    assert {tuple(seen[0]) for seen in policy.seen} == {(0.0, 1.0)}
+    assert not any(decision.acted for decision in loop.decisions)
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_every_optimizer_but_sgd_is_adaptive(name: str) -> None:
+    loop = Loop(OPTIMIZERS[name])
+    policy = Scripted([[1.0]], signals=("adaptive",))
+    loop.controller = attach(loop.optimizer, policy=policy)
+    del policy.seen[:-1]
+    loop.run(6)
+    assert {float(seen[0, 0]) for seen in policy.seen} == {float(name not in ("sgd", "nesterov"))}
 
 
 def test_each_group_keeps_its_own_base() -> None:
