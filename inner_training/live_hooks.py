@@ -31,6 +31,10 @@ class Moments:
     outside: Callable[[], None]
 
 
+def _nothing() -> None:
+    pass
+
+
 class StepHooks:
     """Calls ``moments`` around each real step of an optimizer.
 
@@ -71,7 +75,7 @@ class StepHooks:
         self.moments.outside()
 
     def detach(self) -> None:
-        """Removes the hooks and the wrapper."""
+        """Removes the hooks and the wrapper, and lets go of the run, which may be large."""
         for handle in self._handles:
             handle.remove()
         self.outside()
@@ -80,6 +84,8 @@ class StepHooks:
                 del self.optimizer.step
             else:
                 self.optimizer.step = self._own_step  # type: ignore[method-assign]
+        del self._step
+        self.moments = Moments(before=_nothing, gradients=_nothing, after=_nothing, outside=_nothing)
 
     def _pre_hook(
         self, optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -46,21 +46,26 @@ class LiveRun:
     Args:
         optimizer: whose steps are the run.
         interval: steps between decisions, >= 1.
-        before_first: called once before the first step that is seen.
+        before_first: called once before the first step that is seen; None for nothing.
 
     Attributes:
         steps: optimizer steps done.
         position: steps done since the last decision.
+        lr_multiplier: factor on the scheduled learning rate of every group, from the next step on.
+        clip: gradient clip as an absolute norm; infinite for off.
     """
 
-    def __init__(self, optimizer: torch.optim.Optimizer, interval: int, before_first: Callable[[], None]) -> None:
+    def __init__(
+        self, optimizer: torch.optim.Optimizer, interval: int, before_first: Callable[[], None] | None = None
+    ) -> None:
         self.optimizer, self.interval = optimizer, interval
         self.steps = self.position = 0
         self.probe = LiveProbe(interval)
-        self._before_first: Callable[[], None] | None = before_first
+        self._before_first = before_first
         self._values = EffectiveValues(optimizer)
-        self._lr_multiplier, self._clip = 1.0, float("inf")
+        self.lr_multiplier, self.clip = 1.0, float("inf")
         self._others: list[tuple[Lever, float]] = []
+        self._assigned: list[tuple[str, float, float]] = []
         self._losses: list[Tensor] = []
         self._recorded = 0  # the step whose loss came last
         group = optimizer.param_groups[0]
@@ -76,23 +81,25 @@ class LiveRun:
         if self._before_first is not None:
             first, self._before_first = self._before_first, None
             self.hooks.safely("the first snapshot", first)
-        self._values.scale_lr(self._lr_multiplier)
+        self._values.scale_lr(self.lr_multiplier)
         for lever, multiplier in self._others:
             self._values.set(lever, multiplier)
+        for hyperparameter, value, base in self._assigned:
+            self._values.assign(hyperparameter, value, base)
 
     @torch.no_grad()
     def _gradients(self) -> None:
         parameters = self.parameters()
         scale = getattr(self.optimizer, "grad_scale", None)
         norm = self.probe.before(parameters, self.position, scale)
-        if self._clip == float("inf"):
+        if self.clip == float("inf"):
             return
         present = [parameter.grad for parameter in parameters if parameter.grad is not None]
         if not present:
             return
         if norm is None:
             norm = total_norm(present) if scale is None else total_norm(present) / scale
-        clip_grads_with_norm_(parameters, self._clip, norm)
+        clip_grads_with_norm_(parameters, self.clip, norm)
 
     @torch.no_grad()
     def _updated(self) -> None:
@@ -119,13 +126,14 @@ class LiveRun:
         return [float(group["lr"]) for group in self.optimizer.param_groups]
 
     def base(self, levers: Sequence[Lever]) -> dict[str, np.ndarray]:
-        """Base value (1,) of each hyperparameter, from the first group that has it; 0 where none has."""
+        """Base value (1,) of each hyperparameter, from the first group that has it; 0 where none has.
+
+        Of the others than the learning rate it is the first that is not 0: biases often come first, without decay.
+        """
         names = dict.fromkeys(("lr", "momentum", "weight_decay", *(lever.hyperparameter for lever in levers)))
-        held = {name: self._held(name) for name in names}
-        return {
-            name: np.full(1, np.inf if name == CLIP else float(values[0]) if values else 0.0)
-            for name, values in {**held, CLIP: []}.items()
-        }
+        values = {name: [float(value) for value in self._held(name)] or [0.0] for name in names}
+        first = {name: next(filter(None, found), 0.0) for name, found in values.items()}
+        return {name: np.full(1, value) for name, value in {**first, "lr": values["lr"][0], CLIP: np.inf}.items()}
 
     def _held(self, hyperparameter: str) -> list[Any]:
         found = [read_value(group, hyperparameter) for group in self.optimizer.param_groups]
@@ -139,8 +147,8 @@ class LiveRun:
 
     def apply(self, steering: Steering) -> None:
         """Takes over lever positions: effective from the next step on."""
-        self._lr_multiplier = float(steering.lr_multiplier[0])
-        self._clip = float(steering.hyperparameters(self.base(steering.levers)).get(CLIP, np.full(1, np.inf))[0])
+        self.lr_multiplier = float(steering.lr_multiplier[0])
+        self.clip = float(steering.hyperparameters(self.base(steering.levers)).get(CLIP, np.full(1, np.inf))[0])
         self._others = [
             (lever, float(multiplier))
             for lever, multiplier, available in zip(
@@ -148,6 +156,22 @@ class LiveRun:
             )
             if lever.hyperparameter not in ("lr", CLIP) and available
         ]
+
+    def assign(self, values: Mapping[str, float]) -> None:
+        """Takes over effective values of hyperparameters but the learning rate, from the next step on.
+
+        A group whose own value is not the base moves in proportion, and so does one whose schedule goes on.
+        """
+        base = self.base(())
+        self.clip = values.get(CLIP, self.clip)
+        self._assigned = [
+            (name, value, float(base[name][0])) for name, value in values.items() if name in base and name != CLIP
+        ]
+
+    def begin(self, interval: int) -> None:
+        """Starts an interval of another length."""
+        self.interval = self.probe.interval = interval
+        self.next_interval()
 
     def record(self, loss: Tensor | float) -> bool:
         """Notes a step's loss without synchronising; False when no step was done since the last one."""
@@ -162,8 +186,8 @@ class LiveRun:
         self._losses.append(torch.as_tensor(value, dtype=torch.float32).to(self._device, non_blocking=True))
         return True
 
-    def measured(self) -> Measured | None:
-        """The interval up to now, in one transfer to the host; None when it could not be measured."""
+    def telemetry(self) -> Telemetry | None:
+        """The interval up to now, on the device; None when it could not be measured."""
         probe = self.probe
         if not self._losses or not probe.complete or probe.update_norm is None or probe.weight_norm is None:
             return None
@@ -174,7 +198,7 @@ class LiveRun:
             grad_dot=(unknown if probe.grad_dot is None else probe.grad_dot)[None],
             update_norm=probe.update_norm[:, None],
             weight_norm=probe.weight_norm[:, None],
-        ).to_host()
+        )
 
     def next_interval(self) -> None:
         """Forgets the measurements of the interval that has just been judged."""
@@ -188,10 +212,16 @@ class LiveRun:
         Raises:
             RuntimeError: the interval should be measured, and could not be.
         """
-        parameters = self.parameters()
-        measured = self.measured() if measure else None
-        if measure and measured is None:
+        telemetry = self.telemetry() if measure else None
+        if measure and telemetry is None:
             raise RuntimeError("the interval could not be measured")
+        return self.described(levers, None if telemetry is None else telemetry.to_host(), total_steps, val_loss)
+
+    def described(
+        self, levers: Sequence[Lever], measured: Measured | None, total_steps: int | None, val_loss: float
+    ) -> Reading:
+        """The same with measurements that are on the host already."""
+        parameters = self.parameters()
 
         def one(value: float) -> np.ndarray:
             return np.full(1, float(value))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -38,9 +39,17 @@ def is_adaptive(group: dict[str, Any]) -> bool:
     return not ADAPTIVE_MARKS.isdisjoint(group)
 
 
-def _effective(lever: Lever, multiplier: float, base: Any) -> Any:
-    value = float(lever.value(np.array([float(base)]), np.array([multiplier]))[0])
-    return torch.full_like(base, value) if isinstance(base, Tensor) else value
+def in_proportion(hyperparameter: str, own: float, value: float, base: float) -> float:
+    """Effective value of a group whose own value is ``own``, where one whose own value is ``base`` gets ``value``.
+
+    >>> in_proportion("weight_decay", 0.02, value=0.05, base=0.1), round(in_proportion("momentum", 0.8, 0.95, 0.9), 6)
+    (0.01, 0.9)
+    """
+    if own == base:
+        return value
+    if hyperparameter == "momentum":  # what levers act on is 1 - momentum
+        return float(np.clip(1 - (1 - own) * (1 - value) / (1 - base), 0.0, 0.999))
+    return own * (value / base) if base else own
 
 
 class EffectiveValues:
@@ -69,17 +78,26 @@ class EffectiveValues:
 
     def set(self, lever: Lever, multiplier: float) -> None:
         """Writes the effective value of another lever, each group from its own base; exactly 1 touches nothing."""
-        if multiplier == 1.0:
-            return
+        if multiplier != 1.0:
+            factor = np.array([multiplier])
+            self._write(lever.hyperparameter, lambda own: float(lever.value(np.array([own]), factor)[0]))
+
+    def assign(self, hyperparameter: str, value: float, base: float) -> None:
+        """Writes an effective value, groups of another base ``in_proportion``; the base itself touches nothing."""
+        if value != base:
+            self._write(hyperparameter, lambda own: in_proportion(hyperparameter, own, value, base))
+
+    def _write(self, hyperparameter: str, effective: Callable[[float], float]) -> None:
         for group in self._optimizer.param_groups:
-            base = read_value(group, lever.hyperparameter)
+            base = read_value(group, hyperparameter)
             if base is None:
                 continue
-            value = _effective(lever, multiplier, base)
-            if lever.hyperparameter == "momentum" and "betas" in group:
+            number = effective(float(base))
+            value = torch.full_like(base, number) if isinstance(base, Tensor) else number
+            if hyperparameter == "momentum" and "betas" in group:
                 self._replace(group, "betas", (value, *group["betas"][1:]))
             else:
-                self._replace(group, lever.hyperparameter, value)
+                self._replace(group, hyperparameter, value)
 
     def _replace(self, group: dict[str, Any], key: str, value: Any) -> None:
         self._replaced.append((group, key, group[key], value))
