@@ -13,6 +13,7 @@ import numpy as np
 
 from trimtab.errors import ConfigError, unknown
 from trimtab.inner_training import formulas as f
+from trimtab.inner_training.host_signals import HOST_ROWS
 from trimtab.inner_training.levers import LEVERS, Lever
 from trimtab.inner_training.reading import Memory, Reading
 from trimtab.inner_training.signal import Signal, row
@@ -58,7 +59,7 @@ def _table() -> tuple[Signal, ...]:
         row("scale", "log_parameters", lambda r, m: np.log10(r.parameters) / 10, "log10(parameters) / 10"),
         row("scale", "log_batch", lambda r, m: np.log2(r.batch_size) / 20, "log2(examples per step) / 20", "batch size unknown"),
         row("scale", "depth", lambda r, m: f.squash(r.depth, 20.0), "tanh(weight matrices / 20)"),
-        row("base", "adaptive", lambda r, m: r.adaptive, "1 for the Adam kinds, 0 for SGD"),
+        row("base", "adaptive", lambda r, m: r.adaptive, "0 for SGD, 1 for the other update rules"),
         row("base", "log_lr", lambda r, m: f.squash(np.log10(f.effective_lr(r) + f.TINY) + 2.5, 3.0),
             "tanh((2.5 + log10 effective learning rate) / 3)"),
         row("base", "schedule_position", lambda r, m: np.maximum(f.schedule(r) / np.log(1e4), -1), "ln(scheduled / initial rate) / ln 1e4"),
@@ -69,7 +70,7 @@ def _table() -> tuple[Signal, ...]:
     )  # fmt: skip
 
 
-SIGNALS: dict[str, Signal] = {signal.name: signal for signal in _table()}
+SIGNALS: dict[str, Signal] = {signal.name: signal for signal in (*_table(), *HOST_ROWS)}
 
 
 def lever_signals(lever: Lever) -> tuple[Signal, ...]:

@@ -18,6 +18,7 @@ from trimtab.inner_training.schedules import BaseSchedule, factor
 from trimtab.inner_training.signals import all_signals, resolve_signals
 from trimtab.inner_training.steering import Steering
 from trimtab.inner_training.task import OptimizerSettings
+from trimtab.inner_training.update_rules import UPDATE_RULES
 from trimtab.policies.controller import attach
 from trimtab.policies.policy import Kind
 
@@ -45,7 +46,7 @@ class Wiggle:
         phase = np.stack([np.sin(1.7 * count + lever) for lever in range(len(self.levers))], 1)
         weights = np.cos(np.arange(len(self.signals) * len(self.levers))).reshape(len(self.signals), -1)
         actions = np.tanh(0.7 * phase + 0.1 * observations.astype(np.float64) @ weights)
-        actions[:, 3] -= 0.7  # towards a clip that bites
+        actions[:, 3] -= 1.0  # towards a clip that bites
         actions[:, 0] -= 0.1
         self.seen.append(observations.copy())
         self.done.append(actions.copy())
@@ -55,7 +56,7 @@ class Wiggle:
 def in_population(
     policy: Any, settings: OptimizerSettings, schedule: BaseSchedule, *, steps: int = STEPS, interval: int = INTERVAL
 ) -> np.ndarray:
-    population = Population(family(), 1, mode="eager")
+    population = Population(family(), 1, rules=tuple(UPDATE_RULES), mode="eager")
     population.reset([0], [family().instance(3, settings, schedule=schedule)])
     steering = Steering(resolve_levers(tuple(LEVERS)), resolve_signals(policy.signals), GuardConfig(), 1)
     steering.reset(np.ones(1, dtype=bool), population.base)
@@ -79,7 +80,7 @@ def in_a_plain_loop(
     policy: Any, settings: OptimizerSettings, schedule: BaseSchedule, *, steps: int = STEPS, interval: int = INTERVAL
 ) -> np.ndarray:
     instance = family().instance(3, settings, schedule=schedule)
-    source = Population(family(), 1, mode="eager")
+    source = Population(family(), 1, rules=tuple(UPDATE_RULES), mode="eager")
     source.reset([0], [instance])
     module = plain_module(instance)
     optimizer = plain_optimizer(module, settings)
@@ -115,6 +116,9 @@ SETTINGS = {
     "sgd-nesterov": OptimizerSettings(rule="sgd", lr=0.05, momentum=0.9, weight_decay=1e-3, nesterov=True),
     "adam": OptimizerSettings(rule="adam", lr=2e-3, weight_decay=1e-3),
     "adamw": OptimizerSettings(rule="adamw", lr=2e-3, weight_decay=1e-2),
+    "rmsprop": OptimizerSettings(rule="rmsprop", lr=1e-3, beta2=0.99, weight_decay=1e-3),
+    "nadamw": OptimizerSettings(rule="nadamw", lr=2e-3, weight_decay=1e-2),
+    "lion": OptimizerSettings(rule="lion", lr=5e-4, beta2=0.99, weight_decay=1e-1),
 }
 
 
