@@ -52,7 +52,8 @@ MAKERS: dict[str, Callable[[], TaskFamily]] = {
 }
 CACHE: dict[str, TaskFamily] = {}
 each_family = pytest.mark.parametrize("name", MAKERS)
-each_mlp = pytest.mark.parametrize("name", BUILT_IN)
+each_built_in = pytest.mark.parametrize("name", BUILT_IN)
+each_mlp = pytest.mark.parametrize("name", [name for name in BUILT_IN if "-mlp" in name])
 
 
 def fingerprints() -> dict[str, list[str]]:

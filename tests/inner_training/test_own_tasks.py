@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import nn
 
-from tests.inner_training.families import BUILT_IN, draws, each_mlp, images_task, line_task
+from tests.inner_training.families import BUILT_IN, draws, each_built_in, images_task, line_task
 from trimtab.errors import ConfigError, UserError
 from trimtab.inner_training import tasks
 from trimtab.inner_training.task import TaskFamily
@@ -115,7 +115,7 @@ def table(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tasks, "_MADE", {})
 
 
-@each_mlp
+@each_built_in
 def test_make_family(name: str) -> None:
     made = make_family(name)
     assert made is make_family(name) is resolve_family(name)
