@@ -98,7 +98,8 @@ LEVERS: dict[str, Lever] = {
         Lever(
             name="momentum",
             hyperparameter="momentum",
-            doc="momentum (SGD) or beta1 (Adam kinds): the multiplier acts on 1 - momentum; momentum stays in [0, 0.999]",
+            doc="momentum (SGD, RMSprop, Muon) or beta1 (Adam kinds, Lion): the multiplier acts on 1 - momentum; "
+            "momentum stays in [0, 0.999]",
             low=0.1,
             high=10.0,
             rate=0.3,

@@ -39,7 +39,7 @@ from trimtab.inner_training.stepping import (
 )
 from trimtab.inner_training.task import SPLITS, Instance, TaskFamily
 from trimtab.inner_training.telemetry import SAMPLED_STEPS, Measured, Telemetry, gathered
-from trimtab.inner_training.update_rules import UPDATE_RULES
+from trimtab.inner_training.update_rules import UPDATE_RULES, needs_of
 
 
 class Population:
@@ -51,7 +51,7 @@ class Population:
     Args:
         family: what is learned; its module must be free of in-place buffers (no batch norm).
         num_runs: N >= 1.
-        rules: the update rules that instances may use.
+        rules: the update rules that instances may use; None is those of the family.
         device: a torch device.
         mode: ``"compile"``, ``"eager"``, or ``"auto"`` (compile from 32 runs on). Compilation happens here, and if it
             fails the population is eager, with one log line.
@@ -71,7 +71,7 @@ class Population:
         family: TaskFamily,
         num_runs: int,
         *,
-        rules: Sequence[str] = ("sgd", "adam", "adamw"),
+        rules: Sequence[str] | None = None,
         device: str | torch.device = "cpu",
         mode: Mode = "auto",
         clip: bool = True,
@@ -80,6 +80,7 @@ class Population:
     ) -> None:
         if num_runs < 1:
             raise out_of_range("num_runs", num_runs, 1)
+        rules = family.rules if rules is None else rules
         for rule in rules:
             if rule not in UPDATE_RULES:
                 raise unknown("update rule", rule, UPDATE_RULES)
@@ -96,8 +97,8 @@ class Population:
         self._recipes = Recipes(self._rules, num_runs, self.device, disturbed=disturbed)
         self._split_table = blank_table(family.max_phases, num_runs)
         self.instances: list[Instance | None] = [None] * num_runs
-        adaptive = any(rule.adaptive for rule in self._rules.values())
-        options = StepOptions(clip=clip, adaptive=adaptive, sample=False, score=score, disturbed=disturbed)
+        needs = needs_of(self._rules.values())
+        options = StepOptions(clip=clip, needs=needs, sample=False, score=score, disturbed=disturbed)
         self.mode = choose_mode(mode, num_runs)
         self._programs = self._built(options)
         self._ring = SnapshotRing(self._learner)
@@ -124,7 +125,7 @@ class Population:
         return fast
 
     def _idle(self) -> Tensor:
-        """Columns (N, 10 or 17) of a step whose outcome nobody keeps."""
+        """Columns (N, 14 or 21) of a step whose outcome nobody keeps."""
         return torch.zeros(self.num_runs, self._recipes.width, dtype=torch.float32, device=self.device)
 
     def _check_stackable(self, programs: Programs) -> None:

@@ -32,7 +32,7 @@ class Reading:
         parameters: number of trained parameters.
         batch_size: examples per step.
         depth: number of weight matrices.
-        adaptive: 1 for the Adam kinds, 0 for SGD.
+        adaptive: 0 for SGD, 1 for update rules whose steps do not follow the size of the gradient.
         base: base value of each hyperparameter now (the scheduled learning rate, the user's momentum, ...).
         initial_lr: the learning rate that the run started with, before schedule and multipliers.
         multipliers: current multiplier of each lever.

@@ -21,7 +21,7 @@ class Recipes:
     Attributes:
         steps_done, total_steps: (N,) int64.
         initial_lr: (N,) learning rate before schedule and multipliers.
-        adaptive: (N,) 1 for rules that divide by a second moment.
+        adaptive: (N,) 1 for rules whose steps do not follow the size of the gradient.
         batch_size: (N,) examples per step.
         clip: (N,) clip threshold, an absolute norm on the device; infinite is off.
         disturber: gives the faults of the next steps of a disturbed population; None is none.

@@ -15,7 +15,8 @@ from trimtab.inner_training.disturbances import Faults, disturb_examples, distur
 from trimtab.inner_training.feeding import Feed, Place, batch_of, examples, place_of
 from trimtab.inner_training.layout import FlatLayout
 from trimtab.inner_training.task import TaskFamily
-from trimtab.inner_training.update_rules import Coefficients, update
+from trimtab.inner_training.update_rules import Coefficients, Needs
+from trimtab.inner_training.updating import update
 
 logger = logging.getLogger("trimtab")
 
@@ -65,14 +66,14 @@ class StepOptions(NamedTuple):
 
     Attributes:
         clip: compute the gradient norm and clip.
-        adaptive: keep second moments.
+        needs: what the update rules present need.
         sample: measure gradient and update statistics.
         score: compute the family's score.
         disturbed: take faults.
     """
 
     clip: bool
-    adaptive: bool
+    needs: Needs
     sample: bool
     score: bool = False
     disturbed: bool = False
@@ -113,7 +114,7 @@ def _renewed(parameters: Tensor, place: Place, mask: Tensor) -> Tensor:
 def make_step(family: TaskFamily, layout: FlatLayout, options: StepOptions) -> StepFunction:
     """Builds ``step(moving, feed, inputs, last_gradient, by, threshold)``, a pure function.
 
-    ``moving`` is the three (N, P) tensors of a learner, ``by`` (N, 10) one step of ``interval_coefficients`` (followed
+    ``moving`` is the three (N, P) tensors of a learner, ``by`` (N, 14) one step of ``interval_coefficients`` (followed
     by the columns of ``Faults`` when disturbed), and ``threshold`` (N,) the clip. It returns ``parameters``, ``first``
     and ``second`` (N, P), and ``loss`` (N,) before the step; with ``score`` also ``score`` (N,). When it samples, also
     ``gradient`` (N, P), and ``statistics`` (8, N): gradient norm, inner product with ``last_gradient``, update norms
@@ -154,7 +155,7 @@ def make_step(family: TaskFamily, layout: FlatLayout, options: StepOptions) -> S
             # As torch.nn.utils.clip_grad_norm_, which adds 1e-6; an infinite threshold gives exactly 1.
             used = gradient * (threshold[:, None] / (norm[:, None] + 1e-6)).clamp(max=1.0)
         coefficients = Coefficients(*by[:, :width, None].unbind(1))
-        after = update(parameters, used, first, second, coefficients, adaptive=options.adaptive)
+        after = update(parameters, used, (first, second), coefficients, layout, options.needs)
         if faults is not None:
             after = disturb_step((parameters, first, second), after, faults, layout)
         result = dict(zip(("parameters", "first", "second", "loss", "score"), (*after, *measured), strict=False))

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from trimtab.inner_training.schedules import BaseSchedule
+from trimtab.inner_training.update_rules import DEFAULT_RULES
 
 SPLITS = ("train", "validation", "test")
 
@@ -24,11 +25,11 @@ class OptimizerSettings:
     Attributes:
         rule: name of an update rule (``trimtab.inner_training.update_rules.UPDATE_RULES``).
         lr: initial learning rate, > 0.
-        momentum: SGD momentum, or beta1 of the Adam kinds, in [0, 1).
-        weight_decay: coupled (SGD, Adam) or decoupled (AdamW) decay, >= 0.
-        nesterov: Nesterov momentum (SGD only).
-        beta2: second-moment decay of the Adam kinds, in [0, 1).
-        eps: denominator floor of the Adam kinds, > 0.
+        momentum: momentum or beta1, as the rule has it (``UpdateRule.momentum``), in [0, 1).
+        weight_decay: coupled or decoupled decay, as the rule has it (``UpdateRule.decoupled``), >= 0.
+        nesterov: Nesterov momentum (SGD only; NAdam and Muon always have it).
+        beta2: decay of the second moment (alpha of RMSprop), or of Lion's average, in [0, 1).
+        eps: floor of the denominator, > 0.
     """
 
     rule: str
@@ -145,6 +146,11 @@ class TaskFamily(ABC):
     score_name: str = ""
     max_phases: int = 1
     reset_each_phase: tuple[str, ...] = ()
+
+    @property
+    def rules(self) -> tuple[str, ...]:
+        """Update rules that its instances may use; each costs a little, so a family names those that it draws."""
+        return DEFAULT_RULES
 
     @abstractmethod
     def draw(self, seed: int, *, held_out: bool) -> Instance:

@@ -94,6 +94,11 @@ class ArrayTask(TaskFamily):
             )
         self.loss_cap = loss_cap
 
+    @property
+    def rules(self) -> tuple[str, ...]:
+        """The update rules of its recipe."""
+        return self.recipe.rules
+
     def _template(self) -> nn.Module:
         if isinstance(self._factory, nn.Module) or not callable(self._factory):
             raise UserError(

@@ -93,6 +93,11 @@ class ClassificationFamily(TaskFamily):
     recipe: RecipeRange = RecipeRange()
     score_name = "accuracy"
 
+    @property
+    def rules(self) -> tuple[str, ...]:
+        """The update rules of its recipe."""
+        return self.recipe.rules
+
     @abstractmethod
     def examples(self, rng: np.random.Generator, held_out: bool) -> Examples:
         """Draws the data of an instance; held-out examples are never those of other instances."""

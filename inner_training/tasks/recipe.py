@@ -11,9 +11,18 @@ import numpy as np
 from trimtab.errors import UserError, out_of_range, unknown
 from trimtab.inner_training.schedules import SCHEDULES, BaseSchedule
 from trimtab.inner_training.task import OptimizerSettings
+from trimtab.inner_training.update_rules import DEFAULT_RULES, UPDATE_RULES
 
 # Share of each kind of optimizer. SGD kinds and Adam kinds are as common, plain SGD is the rare one.
-OPTIMIZER_KINDS = {"sgd-momentum": 0.25, "sgd-nesterov": 0.15, "sgd": 0.1, "adam": 0.25, "adamw": 0.25}
+USUAL_KINDS = {"sgd-momentum": 0.25, "sgd-nesterov": 0.15, "sgd": 0.1, "adam": 0.25, "adamw": 0.25}
+# The others are drawn only where a recipe names them.
+OPTIMIZER_KINDS = {
+    **USUAL_KINDS,
+    **dict.fromkeys(("rmsprop", "rmsprop-momentum", "nadam", "nadamw", "lion", "muon"), 0.25),
+}
+BETA2 = {"rmsprop": 0.99, "lion": 0.99}  # the defaults of torch's RMSprop and of Lion's paper; 0.999 for the others
+MUON_MOMENTUM = 0.95  # of torch.optim.Muon
+LION_FACTOR = 5.0  # its paper advises a rate 3 to 10 times below AdamW's, and a decay as many times above
 TRAIN_SHARE, VALIDATION_SHARE = 0.6, 0.15
 
 _TRAIN, _HELD_OUT, _FIXED = 0, 1, 2
@@ -98,13 +107,15 @@ class RecipeRange:
     """What a recipe is drawn from. Every pair is an inclusive range, sampled log-uniformly.
 
     Attributes:
-        kinds: optimizers, of ``OPTIMIZER_KINDS``, in their relative shares there.
+        kinds: optimizers, of ``OPTIMIZER_KINDS``, in their relative shares there; the usual ones unless named.
         sgd_lr: initial learning rate of the SGD kinds. Four decades and independent of everything else, so that
             many runs start far from a good rate.
-        adam_lr: initial learning rate of the Adam kinds.
-        weight_decay: decay of SGD and Adam in the half of the recipes that has one.
-        decoupled_decay: the same for AdamW, whose decay is multiplied by the learning rate.
-        one_minus_momentum: 1 - momentum of SGD in the half of the recipes that departs from the usual 0.9.
+        adam_lr: initial learning rate of the other kinds; Lion's is a fifth of the draw.
+        weight_decay: decay, in the half of the recipes that has one, where it acts through the gradient.
+        decoupled_decay: the same where it is multiplied by the learning rate (AdamW and others); Lion's is five times
+            the draw.
+        one_minus_momentum: 1 - momentum of SGD and RMSprop, where they have any, in the half of the recipes that
+            departs from the usual 0.9.
         schedules: base schedules, of ``SCHEDULES``, equally likely, in the half of the recipes that has one;
             empty is a constant rate always.
         batch: examples per step; powers of two times the lower end.
@@ -115,7 +126,7 @@ class RecipeRange:
         UserError: when a range is empty or not positive, or a name is unknown.
     """
 
-    kinds: tuple[str, ...] = tuple(OPTIMIZER_KINDS)
+    kinds: tuple[str, ...] = tuple(USUAL_KINDS)
     sgd_lr: tuple[float, float] = (1e-4, 1.0)
     adam_lr: tuple[float, float] = (1e-5, 1e-1)
     weight_decay: tuple[float, float] = (1e-5, 1e-2)
@@ -148,6 +159,11 @@ class RecipeRange:
             raise UserError(
                 f"steps is {self.steps}; it must include a multiple of steps_multiple, {self.steps_multiple}"
             )
+
+    @property
+    def rules(self) -> tuple[str, ...]:
+        """The update rules of ``kinds``, after the default ones."""
+        return tuple(dict.fromkeys((*DEFAULT_RULES, *(kind.partition("-")[0] for kind in self.kinds))))
 
     def step_multiples(self) -> tuple[int, int]:
         """The shortest and the longest budget, in units of ``steps_multiple``."""
@@ -194,15 +210,22 @@ def draw_recipe(rng: np.random.Generator, ranges: RecipeRange, train_size: int) 
 def _draw_optimizer(rng: np.random.Generator, ranges: RecipeRange) -> tuple[str, OptimizerSettings]:
     shares = np.cumsum([OPTIMIZER_KINDS[kind] for kind in ranges.kinds])
     kind = ranges.kinds[int(np.searchsorted(shares, rng.random() * shares[-1], side="right"))]
-    rule = kind.partition("-")[0]
-    lr = log_uniform(rng, *(ranges.sgd_lr if rule == "sgd" else ranges.adam_lr))
-    decay_range = ranges.decoupled_decay if rule == "adamw" else ranges.weight_decay
+    rule = UPDATE_RULES[kind.partition("-")[0]]
+    lr = log_uniform(rng, *(ranges.adam_lr if rule.adaptive else ranges.sgd_lr))
+    decay_range = ranges.decoupled_decay if rule.decoupled else ranges.weight_decay
     weight_decay = log_uniform(rng, *decay_range) if rng.random() < 0.5 else 0.0
-    momentum = 0.0 if kind == "sgd" else 0.9
-    if kind in ("sgd-momentum", "sgd-nesterov") and rng.random() < 0.5:
+    momentum = {"sgd": 0.0, "rmsprop": 0.0, "muon": MUON_MOMENTUM}.get(kind, 0.9)
+    if kind in ("sgd-momentum", "sgd-nesterov", "rmsprop-momentum") and rng.random() < 0.5:
         momentum = 1 - log_uniform(rng, *ranges.one_minus_momentum)
+    if rule.name == "lion":
+        lr, weight_decay = lr / LION_FACTOR, weight_decay * LION_FACTOR
     settings = OptimizerSettings(
-        rule=rule, lr=lr, momentum=momentum, weight_decay=weight_decay, nesterov=kind == "sgd-nesterov"
+        rule=rule.name,
+        lr=lr,
+        momentum=momentum,
+        weight_decay=weight_decay,
+        nesterov=kind == "sgd-nesterov",
+        beta2=BETA2.get(rule.name, 0.999),
     )
     return kind, settings
 

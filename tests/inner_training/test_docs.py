@@ -8,6 +8,8 @@ import pytest
 
 from trimtab.inner_training.levers import LEVERS
 from trimtab.inner_training.signals import SIGNALS
+from trimtab.inner_training.tasks.recipe import OPTIMIZER_KINDS
+from trimtab.inner_training.update_rules import UPDATE_RULES
 
 DOCS = Path(__file__).parents[2] / "docs"
 
@@ -25,3 +27,12 @@ def test_every_lever_has_a_row(name: str) -> None:
     lever = LEVERS[name]
     row = f"| `{name}` | {lever.doc} | {lever.low:g} to {lever.high:g} | {lever.rate:g} | {lever.target_low:g} |"
     assert row in (DOCS / "levers.md").read_text()
+
+
+@pytest.mark.parametrize("name", UPDATE_RULES)
+def test_every_update_rule_has_a_row(name: str) -> None:
+    rule = UPDATE_RULES[name]
+    decay = "decoupled" if rule.decoupled else "coupled"
+    page = (DOCS / "update_rules.md").read_text()
+    assert f"| `{name}` | {rule.doc} | {rule.momentum} | {decay} |" in page
+    assert all(f"`{kind}`" in page for kind in OPTIMIZER_KINDS)

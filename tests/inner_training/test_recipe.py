@@ -14,6 +14,7 @@ from trimtab.errors import UserError
 from trimtab.inner_training.tasks.classification import MLPFamily
 from trimtab.inner_training.tasks.recipe import (
     OPTIMIZER_KINDS,
+    USUAL_KINDS,
     RecipeRange,
     draw_recipe,
     halves,
@@ -22,6 +23,14 @@ from trimtab.inner_training.tasks.recipe import (
     rng_for,
     split_sizes,
 )
+from trimtab.inner_training.update_rules import DEFAULT_RULES, UPDATE_RULES
+
+GOLDEN = [
+    ("adam", 0.00012, 4, 850),
+    ("adam", 0.063366, 8, 400),
+    ("sgd-nesterov", 0.001563, 64, 250),
+    ("sgd-momentum", 0.000886, 4, 400),
+]
 
 
 @pytest.mark.parametrize("kind", OPTIMIZER_KINDS)
@@ -34,7 +43,7 @@ def test_rates_cover_more_than_three_decades(name: str, kind: str) -> None:
     rates = np.log10([recipe.optimizer.lr for recipe in recipes])
     assert np.ptp(rates) >= 3.5
     # Uniform in the logarithm and independent of the rest: each of four equal parts gets about a quarter.
-    low = -4 if kind.startswith("sgd") else -5
+    low = {"sgd": -4, "lion": -5 - np.log10(5)}.get(kind.partition("-")[0], -5)
     assert np.histogram(rates, bins=4, range=(low, low + 4))[0].min() > 90
     assert {recipe.kind for recipe in recipes} == {kind}
 
@@ -43,7 +52,7 @@ def test_shares_of_recipes() -> None:
     rng = np.random.default_rng(0)
     recipes = [draw_recipe(rng, RecipeRange(), 500) for _ in range(4000)]
     kinds = [recipe.kind for recipe in recipes]
-    for kind, share in OPTIMIZER_KINDS.items():
+    for kind, share in USUAL_KINDS.items():
         assert kinds.count(kind) / 4000 == pytest.approx(share, abs=0.03)
     assert np.mean([recipe.schedule.kind == "constant" for recipe in recipes]) == pytest.approx(0.5, abs=0.03)
     assert {recipe.schedule.kind for recipe in recipes} == {"constant", *RecipeRange().schedules}
@@ -57,6 +66,27 @@ def test_shares_of_recipes() -> None:
         low, high = (1e-3, 1e-1) if settings.rule == "adamw" else (1e-5, 1e-2)
         assert settings.weight_decay == 0 or low <= settings.weight_decay <= high
     assert np.mean([recipe.optimizer.weight_decay == 0 for recipe in recipes]) == pytest.approx(0.5, abs=0.03)
+
+
+def test_the_usual_draw_stays_what_the_shipped_policy_was_trained_on() -> None:
+    drawn = [draw_recipe(np.random.default_rng(seed), RecipeRange(), 500) for seed in range(4)]
+    assert [(one.kind, round(one.optimizer.lr, 6), one.batch_size, one.steps) for one in drawn] == GOLDEN
+
+
+@pytest.mark.parametrize("kind", set(OPTIMIZER_KINDS) - set(USUAL_KINDS))
+def test_other_kinds_are_drawn_where_they_are_named(kind: str) -> None:
+    ranges, rng = RecipeRange(kinds=(kind,)), np.random.default_rng(0)
+    drawn = [draw_recipe(rng, ranges, 500).optimizer for _ in range(60)]
+    rule = UPDATE_RULES[kind.partition("-")[0]]
+    assert ranges.rules == (*DEFAULT_RULES, rule.name)
+    assert {one.rule for one in drawn} == {rule.name}
+    assert {one.beta2 for one in drawn} == {{"rmsprop": 0.99, "lion": 0.99}.get(rule.name, 0.999)}
+    usual = {"rmsprop": 0.0, "muon": 0.95}.get(kind, 0.9)
+    assert np.mean([one.momentum == usual for one in drawn]) == (pytest.approx(0.5, abs=0.2) if "-" in kind else 1)
+    decays = [one.weight_decay for one in drawn if one.weight_decay]
+    low, high = (1e-3, 1e-1) if rule.decoupled else (1e-5, 1e-2)
+    factor = 5 if kind == "lion" else 1
+    assert factor * low <= min(decays) and max(decays) <= factor * high * (1 + 1e-12)
 
 
 @given(

