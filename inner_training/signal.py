@@ -29,6 +29,8 @@ class Signal:
         cost: what it takes when a policy reads it: ``"host"`` for arithmetic on numbers that are at hand at every
             decision, else what is measured for it. Nothing, when no policy reads it.
         default: whether scenarios observe it unless they name their own signals.
+        needs: names of the measurements that it reads by ``Reading.probed`` (see ``probe.MEASUREMENTS``); they are taken
+            only where a signal in use needs them.
     """
 
     name: str
@@ -41,6 +43,7 @@ class Signal:
     high: float = 1.0
     cost: str = HOST
     default: bool = True
+    needs: tuple[str, ...] = ()
 
 
 def row(
