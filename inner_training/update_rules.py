@@ -207,8 +207,8 @@ def lion(columns: Columns, step: Tensor) -> Coefficients:
 def muon(columns: Columns, step: Tensor) -> Coefficients:
     """Muon (Jordan et al., 2024) for matrices, with Nesterov momentum and decoupled decay, and AdamW for the rest.
 
-    Matrices move as ``torch.optim.Muon`` with ``adjust_lr_fn="match_rms_adamw"`` (Liu et al., arXiv 2502.16982), so that
-    one learning rate and one decay serve both parts.
+    Matrices move as ``torch.optim.Muon`` with ``adjust_lr_fn="match_rms_adamw"`` (Liu et al., arXiv 2502.16982), so
+    that one learning rate and one decay serve both parts.
     """
     rest = adam({**columns, "decoupled": torch.ones_like(columns["momentum"])}, step)
     return rest._replace(matrix=columns["lr"])

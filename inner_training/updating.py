@@ -29,7 +29,12 @@ def muon_matrices(layout: FlatLayout) -> tuple[str, ...]:
 
 
 def update(
-    parameters: Tensor, gradients: Tensor, moments: tuple[Tensor, Tensor], by: Coefficients, layout: FlatLayout, needs: Needs
+    parameters: Tensor,
+    gradients: Tensor,
+    moments: tuple[Tensor, Tensor],
+    by: Coefficients,
+    layout: FlatLayout,
+    needs: Needs,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """One step on (N, P) tensors with coefficients (N, 1); returns new parameters, first and second moments.
 
