@@ -12,6 +12,7 @@ from trimtab.envs.rewards import TERMS, Limits, Outcome, score
 from trimtab.envs.scenario import Scenario
 from trimtab.envs.visibility import Visibility
 from trimtab.errors import MismatchError
+from trimtab.inner_training.energy import step_energy
 from trimtab.inner_training.guard import Health
 from trimtab.inner_training.levers import resolve_levers
 from trimtab.inner_training.reading import Reading
@@ -98,6 +99,7 @@ class Episodes:
             populations = Populations(scenario.families, num_envs, clip=clip, device=device, mode=mode)
         self.populations = populations
         self.steering = Steering(levers, signals, scenario.guard.config(), num_envs)
+        self.steering.energy = step_energy(signals, device)
         self._kinds: dict[str, Kind] = dict.fromkeys(scenario.levers, "moves")
         self._weights = {name: scenario.reward[name] for name in TERMS if name in scenario.reward}
         self._visibility = Visibility(scenario.missing, num_envs)

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from trimtab.inner_training.energy import StepEnergy
 from trimtab.inner_training.guard import Guard, GuardConfig, Health, Reason
 from trimtab.inner_training.levers import Lever
 from trimtab.inner_training.reading import Memory, Reading
@@ -41,6 +42,7 @@ class Steering:
     Attributes:
         multipliers: (N, L) float64, 1 is null.
         available: (N, L) bool.
+        energy: what measures the energy of steps, if anything does; see ``step_energy``.
     """
 
     def __init__(self, levers: Sequence[Lever], signals: Sequence[Signal], guard: GuardConfig, num_runs: int) -> None:
@@ -51,6 +53,7 @@ class Steering:
         self.available = np.ones((num_runs, len(self.levers)), dtype=bool)
         self._moves = np.zeros((num_runs, len(self.levers)))
         self._grad_average = np.full(num_runs, np.nan)
+        self.energy: StepEnergy | None = None
 
     def reset(self, mask: np.ndarray, base: Mapping[str, np.ndarray]) -> None:
         """Starts the runs in ``mask`` (bool, (N,)) afresh; ``base`` holds each hyperparameter's base, (N,)."""
@@ -76,6 +79,9 @@ class Steering:
         norms = reading.sampled("grad_norm")
         # The scale that the gradient clip is relative to; rolled-back intervals do not count.
         self._grad_average = self.memory.ema("grad_average", norms if norms.ndim == 1 else norms.mean(0), 0.9)
+        if self.energy is not None:
+            steps = 0 if reading.measured is None else self.num_runs * len(reading.measured.losses)
+            reading.energy = np.full(self.num_runs, self.energy.per_step(steps))
         reading.caution = self.guard.caution.copy()
         reading.rollbacks_left = self.guard.rollbacks_left
         for column, lever in enumerate(self.levers):
