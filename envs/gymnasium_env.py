@@ -10,6 +10,7 @@ import numpy as np
 
 from trimtab.envs.episode import Episodes
 from trimtab.envs.infos import of_run, reasons_in_words, run_values, start_values, step_values
+from trimtab.envs.populations import Populations
 from trimtab.envs.scenario import Scenario, load_scenario
 from trimtab.envs.seeds import SEEDS
 from trimtab.envs.spaces import action_space, observation_space
@@ -36,6 +37,7 @@ class TrimtabEnv(gymnasium.Env[np.ndarray, np.ndarray]):
         held_out: take held-out instances.
         device: a torch device.
         mode: ``"eager"`` (a single run is not worth compiling), ``"compile"`` or ``"auto"``.
+        populations: one run to steer in place of a new one, of a scenario of one family (see ``module_env``).
         render_mode: only None; there is nothing to render.
 
     >>> env = TrimtabEnv("digits-mlp")
@@ -51,6 +53,7 @@ class TrimtabEnv(gymnasium.Env[np.ndarray, np.ndarray]):
         held_out: bool = False,
         device: str = "cpu",
         mode: Mode = "eager",
+        populations: Populations | None = None,
         render_mode: str | None = None,
     ) -> None:
         if render_mode is not None:
@@ -62,6 +65,9 @@ class TrimtabEnv(gymnasium.Env[np.ndarray, np.ndarray]):
         self._settings: dict[str, Any] = {"held_out": held_out, "device": device, "mode": mode}
         # One population is one architecture, so each family has its own; it is made when it is first drawn.
         self._made: dict[str, Episodes] = {}
+        if populations is not None:
+            given = Episodes(self.scenario, 1, populations=populations, **self._settings)
+            self._made[self.scenario.families[0].name] = given
         self.episodes = self._of_family(self.scenario.families[0].name)
 
     def _of_family(self, name: str) -> Episodes:

@@ -13,6 +13,8 @@ from torch import Tensor
 from trimtab.envs.scenario import FamilyShare
 from trimtab.errors import check_whole, unknown
 from trimtab.inner_training.device import check_device
+from trimtab.inner_training.module_family import ModuleInstance
+from trimtab.inner_training.module_run import ModuleRun
 from trimtab.inner_training.population import Population
 from trimtab.inner_training.reading import Reading
 from trimtab.inner_training.stepping import Mode, choose_mode
@@ -20,6 +22,7 @@ from trimtab.inner_training.task import Instance
 from trimtab.inner_training.tasks import resolve_family
 from trimtab.inner_training.telemetry import Measured, join
 
+Member = Population | ModuleRun
 _JOINED = ("fresh", "step", "total_steps", "val_loss", "parameters", "batch_size", "depth", "adaptive", "initial_lr")
 
 
@@ -53,7 +56,7 @@ class Populations:
         mode: as for ``Population``; ``"auto"`` is decided on all runs together.
 
     Attributes:
-        members: the populations.
+        members: the populations; module runs are populations of one (see ``of``).
         blocks: the runs of each, as slices of ``range(N)``.
         family_names: (N,) name of each run's family.
         floor, cap: (N,) range of the bounded loss.
@@ -67,25 +70,36 @@ class Populations:
             raise unknown("mode", mode, get_args(Mode))
         check_device(device)
         chosen = choose_mode(mode, num_runs)
-        self.num_runs = num_runs
-        self.members = tuple(
+        members = [
             Population(resolve_family(family.name), size, device=device, mode=chosen, clip=clip)
             for family, size in zip(families, sizes, strict=True)
-        )
+        ]
+        self._arrange(members, [family.name for family in families])
+
+    @classmethod
+    def of(cls, members: Sequence[Member]) -> Populations:
+        """Runs that somebody has made already, side by side, each under the name of its own family."""
+        made = cls.__new__(cls)
+        made._arrange(members, [member.family.name for member in members])
+        return made
+
+    def _arrange(self, members: Sequence[Member], names: Sequence[str]) -> None:
+        sizes = [member.num_runs for member in members]
+        self.num_runs, self.members = sum(sizes), tuple(members)
         ends = np.cumsum(sizes).tolist()
         self.blocks = tuple(slice(end - size, end) for size, end in zip(sizes, ends, strict=True))
-        self.family_names = tuple(name.name for name, size in zip(families, sizes, strict=True) for _ in range(size))
-        self.floor = np.repeat([member.family.loss_floor for member in self.members], sizes)
-        self.cap = np.repeat([member.family.loss_cap for member in self.members], sizes)
+        self.family_names = tuple(name for name, size in zip(names, sizes, strict=True) for _ in range(size))
+        self.floor = np.repeat([member.family.loss_floor for member in members], sizes)
+        self.cap = np.repeat([member.family.loss_cap for member in members], sizes)
 
-    def _pairs(self) -> Iterator[tuple[Population, slice]]:
+    def _pairs(self) -> Iterator[tuple[Member, slice]]:
         return zip(self.members, self.blocks, strict=True)
 
-    def _gather(self, take: Callable[[Population], np.ndarray]) -> np.ndarray:
+    def _gather(self, take: Callable[[Member], np.ndarray]) -> np.ndarray:
         return np.concatenate([take(member) for member in self.members])
 
     @property
-    def instances(self) -> list[Instance | None]:
+    def instances(self) -> list[Instance | ModuleInstance | None]:
         """The instance of each run, None before its first reset."""
         return [instance for member in self.members for instance in member.instances]
 
@@ -119,7 +133,7 @@ class Populations:
         for member, block in self._pairs():
             runs = np.flatnonzero(mask[block])
             if instances is None:
-                drawn = [member.family.draw(int(seed), held_out=held_out) for seed in seeds[block][runs]]
+                drawn: list[Any] = [member.family.draw(int(seed), held_out=held_out) for seed in seeds[block][runs]]
             else:
                 drawn = [instances[block.start + int(run)] for run in runs]
             member.reset(runs.tolist(), drawn)

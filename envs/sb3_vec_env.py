@@ -14,6 +14,7 @@ from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvS
 
 from trimtab.envs.episode import Episodes, StepResult
 from trimtab.envs.infos import of_run, run_values, start_values
+from trimtab.envs.populations import Populations
 from trimtab.envs.scenario import Scenario, load_scenario
 from trimtab.envs.seeds import SEEDS, EpisodeSeeds
 from trimtab.envs.spaces import action_space, observation_space
@@ -67,6 +68,7 @@ class TrimtabVecEnv(VecEnv):
         held_out: take held-out instances.
         device: a torch device.
         mode: ``"compile"``, ``"eager"`` or ``"auto"``, see ``Population``.
+        populations: N runs to steer in place of new ones.
 
     Attributes:
         episodes: the loop itself.
@@ -84,10 +86,13 @@ class TrimtabVecEnv(VecEnv):
         held_out: bool = False,
         device: str = "cpu",
         mode: Mode = "auto",
+        populations: Populations | None = None,
     ) -> None:
         seed = check_whole("seed", seed, 0)
         self.scenario = load_scenario(scenario)
-        self.episodes = Episodes(self.scenario, num_envs, held_out=held_out, device=device, mode=mode)
+        self.episodes = Episodes(
+            self.scenario, num_envs, held_out=held_out, device=device, mode=mode, populations=populations
+        )
         self.slots = [RunSlot(self.episodes, index) for index in range(num_envs)]
         self._episode_seeds = EpisodeSeeds(num_envs, seed)
         self._root = seed

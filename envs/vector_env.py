@@ -13,6 +13,7 @@ from gymnasium.vector.utils import batch_space
 
 from trimtab.envs.episode import Episodes, StepResult
 from trimtab.envs.infos import batched, run_values, start_values, step_values
+from trimtab.envs.populations import Populations
 from trimtab.envs.scenario import Scenario, load_scenario
 from trimtab.envs.seeds import SEEDS, EpisodeSeeds
 from trimtab.envs.spaces import action_space, observation_space
@@ -38,6 +39,7 @@ class TrimtabVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         mode: ``"compile"``, ``"eager"`` or ``"auto"``, see ``Population``.
         autoreset_mode: an ``AutoresetMode`` or its value.
         render_mode: only None; there is nothing to render.
+        populations: N runs to steer in place of new ones.
     """
 
     def __init__(
@@ -50,6 +52,7 @@ class TrimtabVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         mode: Mode = "auto",
         autoreset_mode: AutoresetMode | str = AutoresetMode.SAME_STEP,
         render_mode: str | None = None,
+        populations: Populations | None = None,
     ) -> None:
         if autoreset_mode not in [*AutoresetMode, *(one.value for one in AutoresetMode)]:
             raise unknown("autoreset mode", autoreset_mode, [one.value for one in AutoresetMode])
@@ -60,7 +63,9 @@ class TrimtabVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         self.metadata = {"render_modes": [], "autoreset_mode": self.autoreset_mode}
         self.single_observation_space = observation_space(self.scenario)
         self.single_action_space = action_space(self.scenario)
-        self.episodes = Episodes(self.scenario, num_envs, held_out=held_out, device=device, mode=mode)
+        self.episodes = Episodes(
+            self.scenario, num_envs, held_out=held_out, device=device, mode=mode, populations=populations
+        )
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)
         self._seeds = EpisodeSeeds(num_envs, int(self.np_random.integers(SEEDS)))
