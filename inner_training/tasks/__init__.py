@@ -51,6 +51,38 @@ _built_in(
 )
 _built_in("tabular-mlp", "iris, wine and breast cancer, one hidden layer, relu", "tabular:TabularMLP")
 _built_in("teacher-mlp", "labels of random teacher networks, one hidden layer, relu", "teacher:TeacherMLP")
+_built_in("graph", "nodes of random and bundled graphs, two-layer graph convolution", "graphs:GraphNodes")
+_built_in(
+    "regression",
+    "diabetes data, Friedman's functions and teacher networks, one hidden layer",
+    "regression:RegressionMLP",
+)
+_built_in("quadratic", "least squares with a known spectrum and optimum, for tests of theory", "quadratic:Quadratic")
+_built_in(
+    "permuted-digits", "digits in a new, independent pixel order in each of ten phases", "continual:PermutedDigits"
+)
+_built_in(
+    "random-label-digits",
+    "digits with new random labels in each of five phases, memorised",
+    "continual:RandomLabelDigits",
+)
+_built_in(
+    "class-incremental-digits",
+    "two more digits in each of five phases, a tiny replay",
+    "continual:ClassIncrementalDigits",
+)
+_built_in("warm-start-digits", "half of the digits' training data, then all of it", "continual:WarmStartDigits")
+_built_in("drifting-digits", "gradual or abrupt drift of inputs or labels in ten phases", "drift:DriftingDigits")
+_built_in("shifted-digits", "domain adaptation: a source, then a shifted target with few labels", "drift:ShiftedDigits")
+_built_in("alternating-classes", "five new classes, one new class, five times in turn", "class_pool:AlternatingClasses")
+_built_in(
+    "class-pairs", "a new pair of classes and a fresh output layer in each of ten phases", "class_pool:ClassPairs"
+)
+_built_in(
+    "changing-regression",
+    "bit-flipping regression: one of fifteen slow bits flips between phases",
+    "changing_regression:SlowlyChangingRegression",
+)
 
 BUILT_IN = tuple(FAMILIES)
 

@@ -15,18 +15,24 @@ FEWEST, MOST = 100, 850
 
 
 @cache
+def digit_images() -> tuple[np.ndarray, np.ndarray]:
+    """The images (1797, 64) float32 in [0, 1] and their labels (1797,) int64."""
+    from sklearn.datasets import load_digits
+
+    images, labels = load_digits(return_X_y=True)
+    return (images / 16).astype(np.float32), labels.astype(np.int64)
+
+
+@cache
 def _table() -> tuple[np.ndarray, np.ndarray]:
     """The input table, (2 * VARIANTS * R, 64) in [0, 1], and the labels (R,) of the R images.
 
     Row ``variant * R + i`` is image ``i`` with its pixels in the order of ``variant``; variant 0 is the image as it is.
     """
-    from sklearn.datasets import load_digits
-
-    images, labels = load_digits(return_X_y=True)
-    images = (images / 16).astype(np.float32)
+    images, labels = digit_images()
     rng = rng_for("digits-pixels", 0, held_out=False)
     orders = [np.arange(PIXELS), *(rng.permutation(PIXELS) for _ in range(2 * VARIANTS - 1))]
-    return np.concatenate([images[:, order] for order in orders]), labels.astype(np.int64)
+    return np.concatenate([images[:, order] for order in orders]), labels
 
 
 class DigitsMLP(MLPFamily):
