@@ -79,7 +79,9 @@ def test_every_signal_is_bounded_and_never_nan_whatever_it_sees(
             grad_dot=np.full(2, draw(ANY)),
             update_norm=np.full(2, draw(ANY)),
             weight_norm=np.full(2, draw(ANY)),
+            probed={"curvature": np.full(2, draw(ANY))},
         )
+        seen.clock, seen.deadline, seen.energy = (np.full(2, draw(ANY)) for _ in range(3))
         memory.begin()
         values = observe(signals, seen, memory)
         assert values.dtype == np.float32
