@@ -139,6 +139,7 @@ class GraphNodes(ClassificationFamily):
     Rows of the table of inputs are node numbers, first those of training graphs and then those of held-out ones.
     """
 
+    module: GraphConvolution
     max_examples = NODES
     variation = Variation(input_scale=(1.0, 1.0))  # node numbers have no scale; the features have their own
 

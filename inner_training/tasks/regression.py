@@ -84,6 +84,7 @@ class RegressionMLP(TaskFamily):
     split, so predicting their mean costs 1; half of the instances have noise on their training targets.
     """
 
+    module: MLP
     max_examples = MOST
     label_dtype = torch.float32
     loss_cap = 2.0
