@@ -1,85 +1,285 @@
-"""Disturbances: faults injected into a run, as columns of per-run numbers that a step takes beside its coefficients."""
+"""Disturbances: the table of faults that may befall a run, the events drawn from it, and the faults of each step."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-import torch
-from torch import Tensor
 
-from trimtab.inner_training.layout import FlatLayout
-from trimtab.inner_training.streams import WORD, draw_words
+from trimtab.errors import ConfigError, out_of_range, unknown
+from trimtab.inner_training.faults import FaultRows
+from trimtab.inner_training.task import Instance
 
-ROOT_THREE = 3**0.5
-# Given the steps done (N,) and K, the faults (K, N, 7) float32 of the next K steps, in the order of ``Faults``, and
-# the factors (K, N) on their learning rates.
-Disturber = Callable[[np.ndarray, int], tuple[np.ndarray, np.ndarray]]
+MOST_EVENTS = 1000.0  # expected number per run and entry, at most
+Acts = Callable[[np.ndarray], Mapping[str, np.ndarray | float]]
 
 
-class Faults(NamedTuple):
-    """What happens to one step of N runs, each (N,) float32; all zero but ``input_gain`` 1 is nothing.
+@dataclass(frozen=True, kw_only=True)
+class Disturbance:
+    """One kind of fault.
 
     Attributes:
-        label_share: chance of each label to be replaced by that of another example of the batch, in [0, 1].
-        input_noise: standard deviation of uniform noise added to the inputs; for integer inputs the chance of each to
-            be replaced by another of the batch.
-        input_shift, input_gain: float inputs become ``gain * x + shift``.
-        gradient: added to every element of the gradient: 0, NaN or infinity.
-        frozen: thirds of the depth whose parameters stay, as a sum of 1 (early), 2 (middle) and 4 (late).
-        lost: 1 where the step changes neither parameters nor optimizer state.
+        name: lower-case words with hyphens.
+        doc: one line for tables.
+        unit: what its severity is; empty when it has none (it is 1).
+        severity: what a random event draws its severity from, log-uniformly; ``(1, 1)`` without a unit.
+        steps: what a random event draws its duration from, in optimizer steps, log-uniformly.
+        lowest, highest: the severities that may be asked for.
+        acts: severities (K, N) to values of the columns of ``FaultRows`` where it is active.
     """
 
-    label_share: Tensor
-    input_noise: Tensor
-    input_shift: Tensor
-    input_gain: Tensor
-    gradient: Tensor
-    frozen: Tensor
-    lost: Tensor
+    name: str
+    doc: str
+    unit: str = ""
+    severity: tuple[float, float] = (1.0, 1.0)
+    steps: tuple[int, int]
+    lowest: float = 1.0
+    highest: float = 1.0
+    acts: Acts
 
 
-def calm(steps: int, num_runs: int) -> np.ndarray:
-    """(K, N, 7) float32 faults of steps to which nothing happens."""
-    rows = np.zeros((steps, num_runs, len(Faults._fields)), dtype=np.float32)
-    rows[:, :, Faults._fields.index("input_gain")] = 1.0
-    return rows
+DISTURBANCES: dict[str, Disturbance] = {
+    kind.name: kind
+    for kind in (
+        Disturbance(
+            name="lr-spike",
+            doc="the learning rate is multiplied",
+            unit="factor on the learning rate",
+            severity=(2.0, 100.0),
+            steps=(1, 20),
+            lowest=1e-6,
+            highest=1e6,
+            acts=lambda s: {"lr": s},
+        ),
+        Disturbance(
+            name="label-noise",
+            doc="labels of the batch are replaced by those of its other examples",
+            unit="share of the labels",
+            severity=(0.1, 1.0),
+            steps=(5, 100),
+            lowest=0.0,
+            highest=1.0,
+            acts=lambda s: {"label_share": s},
+        ),
+        Disturbance(
+            name="corrupted-batches",
+            doc="uniform noise is added to the inputs; inputs that are whole numbers are exchanged within the batch",
+            unit="standard deviation of the noise; chance of each whole number to be exchanged",
+            severity=(0.2, 5.0),
+            steps=(1, 50),
+            lowest=0.0,
+            highest=1e6,
+            acts=lambda s: {"input_noise": s},
+        ),
+        Disturbance(
+            name="nan-gradient",
+            doc="every element of the gradient is NaN",
+            steps=(1, 3),
+            acts=lambda s: {"gradient": np.nan},
+        ),
+        Disturbance(
+            name="inf-gradient",
+            doc="every element of the gradient is infinite",
+            steps=(1, 3),
+            acts=lambda s: {"gradient": np.inf},
+        ),
+        Disturbance(
+            name="data-shift",
+            doc="training inputs x become (1 + s) x + s; inputs that are whole numbers stay",
+            unit="s",
+            severity=(0.1, 2.0),
+            steps=(50, 1000),
+            lowest=0.0,
+            highest=1e6,
+            acts=lambda s: {"input_gain": 1 + s, "input_shift": s},
+        ),
+        Disturbance(
+            name="frozen-layers",
+            doc="the parameters of the first thirds of the depth stay as they are",
+            unit="thirds, rounded",
+            severity=(1.0, 3.0),
+            steps=(5, 100),
+            lowest=1.0,
+            highest=3.0,
+            acts=lambda s: {"frozen": 2 ** s.round() - 1},
+        ),
+        Disturbance(
+            name="lost-steps",
+            doc="steps change neither parameters nor optimizer state, as after an interruption",
+            steps=(1, 30),
+            acts=lambda s: {"lost": 1.0},
+        ),
+        Disturbance(
+            name="slow-steps",
+            doc="steps take longer on the run's clock, as on varying hardware",
+            unit="time of a step over its usual",
+            severity=(1.5, 10.0),
+            steps=(10, 200),
+            lowest=1.0,
+            highest=1e6,
+            acts=lambda s: {"time": s},
+        ),
+    )
+}
+_NUMBER = {name: number for number, name in enumerate(DISTURBANCES)}
 
 
-def _like(column: Tensor, shape: Tensor) -> Tensor:
-    return column.view(-1, *([1] * (shape.ndim - 1)))
+@dataclass(frozen=True, kw_only=True)
+class DisturbanceSettings:
+    """When one kind of fault strikes; exactly one of ``at`` and ``rate`` is given.
+
+    Attributes:
+        kind: a name of ``DISTURBANCES``.
+        at: when it begins: a share of the budget (a float in [0, 1)), or the steps done before it (an int >= 0).
+        rate: expected number of events per run; each begins at a random step of the budget.
+        steps: how many steps it lasts; None draws from the kind's range.
+        severity: how severe it is; None draws from the kind's range.
+
+    Raises:
+        UserError: an unknown kind, a value out of range, or both or neither of ``at`` and ``rate``.
+    """
+
+    kind: str
+    at: float | int | None = None
+    rate: float | None = None
+    steps: int | None = None
+    severity: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.kind not in DISTURBANCES:
+            raise unknown("disturbance", self.kind, DISTURBANCES)
+        if (self.at is None) == (self.rate is None):
+            raise ConfigError(f"disturbance {self.kind!r} has {'neither' if self.at is None else 'both'} of at and "
+                              "rate; give at for one event at a known time, or rate for random ones")  # fmt: skip
+        if isinstance(self.at, float) and not 0 <= self.at < 1:
+            raise ConfigError(f"disturbance {self.kind!r}: at is {self.at}; give a share of the budget from 0 to below "
+                              "1, or a whole number of steps")  # fmt: skip
+        if self.at is not None and self.at < 0:
+            raise out_of_range(f"at of disturbance {self.kind!r}", self.at, low=0)
+        if self.rate is not None and not 0 < self.rate <= MOST_EVENTS:
+            raise out_of_range(f"rate of disturbance {self.kind!r}", self.rate, 0, MOST_EVENTS)
+        if self.steps is not None and self.steps < 1:
+            raise out_of_range(f"steps of disturbance {self.kind!r}", self.steps, low=1)
+        kind = DISTURBANCES[self.kind]
+        if self.severity is not None and not kind.lowest <= self.severity <= kind.highest:
+            raise out_of_range(f"severity of disturbance {self.kind!r}", self.severity, kind.lowest, kind.highest)
 
 
-def _uniform(seed: Tensor, step: Tensor, like: Tensor, stream: int) -> Tensor:
-    """Uniform numbers in [0, 1) of the shape of ``like`` (N, ...), from each run's seed and step."""
-    per_run = like[0].numel()
-    counter = torch.arange(per_run, device=like.device).view(1, *like.shape[1:])
-    word = draw_words((seed + stream * 0x1F123BB5) & 0x7FFFFFFF, step)
-    return draw_words(_like(word & 0x7FFFFFFF, like), counter).float() / (WORD + 1)
+class Event(NamedTuple):
+    """One fault of one run.
+
+    Attributes:
+        kind: a name of ``DISTURBANCES``.
+        first: steps done before it begins.
+        steps: how many steps it lasts.
+        severity: in the unit of its kind.
+    """
+
+    kind: str
+    first: int
+    steps: int
+    severity: float
 
 
-def disturb_examples(x: Tensor, y: Tensor, by: Faults, seed: Tensor, step: Tensor) -> tuple[Tensor, Tensor]:
-    """Applies the faults of inputs (N, B, *shape) and labels (N, B, ...) to one step's examples."""
-    hit = _uniform(seed, step, x, 1)
-    if x.is_floating_point():
-        noise = (2 * hit - 1) * ROOT_THREE
-        x = x * _like(by.input_gain, x) + _like(by.input_shift, x) + noise * _like(by.input_noise, x)
-    else:
-        x = torch.where(hit < _like(by.input_noise, x), x.flip(1, -1), x)
-    wrong = _uniform(seed, step, y, 2) < _like(by.label_share, y)
-    return x, torch.where(wrong, y.roll(1, 1), y)
+def draw_events(settings: Sequence[DisturbanceSettings], seed: int, total_steps: int) -> tuple[Event, ...]:
+    """The events of one run, in the order of their beginning.
+
+    Every entry has a stream of its own, so that adding one changes none of the others.
+
+    Args:
+        settings: what may happen.
+        seed: of the run's instance, >= 0.
+        total_steps: its budget.
+
+    >>> draw_events([DisturbanceSettings(kind="nan-gradient", at=0.5, steps=1)], seed=3, total_steps=200)
+    (Event(kind='nan-gradient', first=100, steps=1, severity=1.0),)
+    """
+    events: list[Event] = []
+    for place, one in enumerate(settings):
+        kind, rng = DISTURBANCES[one.kind], _stream(f"disturbances/{place}/{one.kind}", seed)
+        if one.rate is not None:
+            begins = rng.integers(0, total_steps, rng.poisson(one.rate)).tolist()
+        else:
+            begins = [int(one.at * total_steps) if isinstance(one.at, float) else one.at]
+        for first in begins:
+            steps, severity = round(_log_uniform(rng, *kind.steps)), _log_uniform(rng, *kind.severity)
+            events.append(
+                Event(
+                    kind=one.kind,
+                    first=first,
+                    steps=steps if one.steps is None else one.steps,
+                    severity=severity if one.severity is None else float(one.severity),
+                )
+            )
+    return tuple(sorted(events, key=lambda event: event.first))
 
 
-def disturb_step(
-    before: tuple[Tensor, Tensor, Tensor], after: tuple[Tensor, Tensor, Tensor], by: Faults, layout: FlatLayout
-) -> tuple[Tensor, Tensor, Tensor]:
-    """What is left of a step, three tensors (N, P) each, when layers are frozen or the step is lost."""
-    code = by.frozen.long()
-    held = [((code >> third) & 1).bool() | (by.lost > 0) for third in range(3)]
-    parts = [
-        torch.where(keep[:, None], before[0][:, where], after[0][:, where])
-        for keep, where in zip(held, layout.thirds, strict=True)
-    ]
-    lost = (by.lost > 0)[:, None]
-    return torch.cat(parts, 1), torch.where(lost, before[1], after[1]), torch.where(lost, before[2], after[2])
+def _stream(name: str, seed: int) -> np.random.Generator:
+    words = np.frombuffer(hashlib.sha256(name.encode()).digest(), dtype="<u4").tolist()
+    return np.random.Generator(np.random.Philox(np.random.SeedSequence([*words, seed])))
+
+
+def _log_uniform(rng: np.random.Generator, low: float, high: float) -> float:
+    return float(np.clip(np.exp(rng.uniform(np.log(low), np.log(high))), low, high))
+
+
+class Disturber:
+    """The events of N runs, and the faults that they make of an interval, for all runs at once.
+
+    Args:
+        settings: what may happen to every run.
+        num_runs: N.
+
+    Attributes:
+        events: the events of each run, () before its first start.
+    """
+
+    def __init__(self, settings: Sequence[DisturbanceSettings], num_runs: int) -> None:
+        self.settings = tuple(settings)
+        self.events: list[tuple[Event, ...]] = [()] * num_runs
+        self._kind = np.zeros((num_runs, 0), dtype=np.int64)
+        self._first, self._end = np.zeros_like(self._kind), np.zeros_like(self._kind)
+        self._severity = np.zeros((num_runs, 0))
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """Names of the kinds that may happen, each once."""
+        return tuple(dict.fromkeys(one.kind for one in self.settings))
+
+    def write(self, runs: Sequence[int], instances: Sequence[Instance]) -> None:
+        """Draws the events of ``instances``, which start in ``runs``."""
+        for run, instance in zip(runs, instances, strict=True):
+            self.events[run] = draw_events(self.settings, instance.seed, instance.steps)
+        most = max(len(events) for events in self.events)
+        table = np.zeros((4, len(self.events), most))
+        for run, events in enumerate(self.events):
+            rows = [(_NUMBER[one.kind], one.first, one.first + one.steps, one.severity) for one in events]
+            table[:, run, : len(events)] = np.array(rows, dtype=np.float64).reshape(-1, 4).T
+        self._kind, self._first, self._end = (part.astype(np.int64) for part in table[:3])
+        self._severity = table[3]
+
+    def _active(self, when: np.ndarray) -> np.ndarray:
+        """(K, N, E) bool: which events are under way at the steps ``when`` (K, N)."""
+        return (self._first <= when[..., None]) & (when[..., None] < self._end)
+
+    def __call__(self, steps_done: np.ndarray, steps: int) -> FaultRows:
+        """What happens to the next ``steps`` of runs that have done ``steps_done`` (N,)."""
+        rows = FaultRows.calm(steps, len(steps_done))
+        active = self._active(steps_done + np.arange(steps)[:, None])
+        if not active.any():
+            return rows
+        for kind in self.kinds:
+            severity = np.where(active & (self._kind == _NUMBER[kind]), self._severity, 0.0).max(-1)
+            hit = severity > 0
+            for name, value in DISTURBANCES[kind].acts(severity).items():
+                column = rows.column(name)
+                column[hit] = np.broadcast_to(value, hit.shape)[hit]
+        return rows
+
+    def active_steps(self, steps_done: np.ndarray, steps: int) -> dict[str, np.ndarray]:
+        """In how many of the last ``steps`` of runs that have done ``steps_done`` (N,) each kind was active, (N,)."""
+        active = self._active(steps_done - 1 - np.arange(steps)[:, None])
+        return {kind: (active & (self._kind == _NUMBER[kind])).any(-1).sum(0) for kind in self.kinds}

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from trimtab.errors import MismatchError, UserError, out_of_range, unknown
-from trimtab.inner_training.disturbances import Disturber
+from trimtab.inner_training.disturbances import DisturbanceSettings, Disturber
 from trimtab.inner_training.feeding import (
     allocate_feed,
     batch_of,
@@ -57,12 +57,13 @@ class Population:
             fails the population is eager, with one log line.
         clip: whether the gradient norm is computed at every step so that ``grad_clip`` can act.
         score: whether every step records the family's score beside its loss.
-        disturbed: whether steps take faults (see ``disturb``).
+        disturbances: the faults that may befall every run, drawn from its instance's own seed.
 
     Attributes:
         instances: the instance of each run (None until its first reset).
         steps_done: (N,) int64, on the host.
         mode: ``"compile"`` or ``"eager"``.
+        disturber: the events of each run; None without disturbances.
         parameter_count, depth: real parameters, and weight matrices, per run.
     """
 
@@ -76,7 +77,7 @@ class Population:
         mode: Mode = "auto",
         clip: bool = True,
         score: bool = False,
-        disturbed: bool = False,
+        disturbances: Sequence[DisturbanceSettings] = (),
     ) -> None:
         if num_runs < 1:
             raise out_of_range("num_runs", num_runs, 1)
@@ -94,11 +95,12 @@ class Population:
         self._inputs = family.inputs.to(self.device)
         self._feed = allocate_feed(family, num_runs, self.device)
         self._blank()
-        self._recipes = Recipes(self._rules, num_runs, self.device, disturbed=disturbed)
+        self.disturber = Disturber(disturbances, num_runs) if disturbances else None
+        self._recipes = Recipes(self._rules, num_runs, self.device, self.disturber)
         self._split_table = blank_table(family.max_phases, num_runs)
         self.instances: list[Instance | None] = [None] * num_runs
         needs = needs_of(self._rules.values())
-        options = StepOptions(clip=clip, needs=needs, sample=False, score=score, disturbed=disturbed)
+        options = StepOptions(clip=clip, needs=needs, sample=False, score=score, disturbed=bool(disturbances))
         self.mode = choose_mode(mode, num_runs)
         self._programs = self._built(options)
         self._ring = SnapshotRing(self._learner)
@@ -192,10 +194,10 @@ class Population:
     def _check(self, instance: Instance) -> None:
         if instance.optimizer.rule not in self._rules:
             raise unknown("update rule", instance.optimizer.rule, self._rules)
+        check_phases(instance, self.family)
         limit = min(self.family.max_batch, *(phase.sizes[0] for phase in instance.all_phases))
         if not 1 <= instance.batch_size <= limit:
             raise out_of_range("batch_size", instance.batch_size, 1, limit)
-        check_phases(instance, self.family)
 
     # --- hyperparameters --------------------------------------------------------------------------------------
 
@@ -203,6 +205,11 @@ class Population:
     def steps_done(self) -> np.ndarray:
         """(N,) int64 steps since the reset of each run, on the host."""
         return self._recipes.steps_done
+
+    @property
+    def clock(self) -> np.ndarray:
+        """(N,) time since the reset of each run, in units of a usual step, on the host."""
+        return self._recipes.clock
 
     @property
     def total_steps(self) -> np.ndarray:
@@ -228,17 +235,12 @@ class Population:
         """Trains every run for ``steps`` >= 1 steps; nothing synchronises with the device."""
         if steps < 1:
             raise out_of_range("steps", steps, 1)
-        rows, done = self._recipes.columns(steps, self._learner.updates)
+        rows, done = self._recipes.take(steps, self._learner.updates)
         self._learner = self._learner._replace(updates=self._learner.updates + done)
         taken = [
             self._take_step(self._programs.steps[step >= steps - SAMPLED_STEPS], rows[step]) for step in range(steps)
         ]
-        self._recipes.steps_done += steps
         return gathered(taken)
-
-    def disturb(self, disturber: Disturber) -> None:
-        """Lets ``disturber`` give the faults of all further steps; only for a population made ``disturbed``."""
-        self._recipes.disturber = disturber
 
     def evaluate(
         self, split: str, max_examples: int | None = None, *, phase: int | None = None, score: bool = False
@@ -319,4 +321,5 @@ class Population:
             adaptive=self._recipes.adaptive.copy(),
             base=self.base,
             initial_lr=self._recipes.initial_lr.copy(),
+            clock=self.clock.copy(),
         )

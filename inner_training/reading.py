@@ -41,7 +41,8 @@ class Reading:
         caution: the guard's own factor on the learning rate, in (0, 1].
         rollbacks_left: share of the rollback budget left, in [0, 1].
         rolled_back: bool (N,): the guard restored a snapshot at this decision.
-        clock: wall-clock seconds since the run started; deadline: those that it may take.
+        clock: time since the run started: seconds of a live run, in a population usual steps (see ``slow-steps``).
+        deadline: the time that it may take, in the same unit.
         energy: joules per optimizer step of the interval just finished.
     """
 
@@ -91,7 +92,7 @@ class Reading:
         return by_depth if by_depth.ndim == 1 else np.sqrt((by_depth**2).sum(0))
 
     def probed(self, name: str) -> np.ndarray:
-        """A further measurement (N,) of the interval, NaN where it was not taken or is not finite."""
+        """A further measurement (N,) or (C, N) of the interval, NaN where not taken or not finite; (N,) if by nobody."""
         taken = None if self.measured is None else self.measured.probed.get(name)
         return _nan(self.num_runs) if taken is None else self._shown(taken)
 

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from trimtab.errors import unknown
-from trimtab.inner_training.disturbances import Disturber, Faults, calm
+from trimtab.inner_training.disturbances import Disturber
+from trimtab.inner_training.faults import Faults
 from trimtab.inner_training.schedules import BaseSchedule, factors
 from trimtab.inner_training.task import Instance
 from trimtab.inner_training.update_rules import HYPERPARAMETERS, Coefficients, UpdateRule, interval_coefficients
@@ -24,14 +25,17 @@ class Recipes:
         adaptive: (N,) 1 for rules whose steps do not follow the size of the gradient.
         batch_size: (N,) examples per step.
         clip: (N,) clip threshold, an absolute norm on the device; infinite is off.
-        disturber: gives the faults of the next steps of a disturbed population; None is none.
+        clock: (N,) time since the start of each run, in units of a usual step.
     """
 
     def __init__(
-        self, rules: Mapping[str, UpdateRule], num_runs: int, device: torch.device, *, disturbed: bool = False
+        self,
+        rules: Mapping[str, UpdateRule],
+        num_runs: int,
+        device: torch.device,
+        disturber: Disturber | None = None,
     ) -> None:
-        self.disturber: Disturber | None = None
-        self._disturbed = disturbed
+        self._disturber = disturber
         self._rules, self._device = dict(rules), device
         self._kinds = tuple(dict.fromkeys(rule.coefficients for rule in rules.values()))
         self._choice = torch.zeros(num_runs, dtype=torch.int64, device=device)
@@ -40,6 +44,7 @@ class Recipes:
         self._schedules = [BaseSchedule()] * num_runs
         self._base = {name: np.zeros(num_runs) for name in ("momentum", "weight_decay")}
         self._lr_multiplier = np.ones(num_runs)
+        self.clock = np.zeros(num_runs)
         self.steps_done, self.total_steps = np.zeros(num_runs, dtype=np.int64), np.ones(num_runs, dtype=np.int64)
         self.initial_lr, self.adaptive, self.batch_size = np.ones(num_runs), np.zeros(num_runs), np.ones(num_runs)
 
@@ -54,7 +59,10 @@ class Recipes:
         kinds = [self._rules[one.rule] for one in settings]
         for run, instance in zip(runs, instances, strict=True):
             self._schedules[run] = instance.schedule
+        if self._disturber is not None:
+            self._disturber.write(runs, instances)
         where = np.asarray(runs, dtype=np.int64)
+        self.clock[where] = 0.0
         self.steps_done[where], self.total_steps[where] = 0, [instance.steps for instance in instances]
         self.initial_lr[where] = [one.lr for one in settings]
         self.adaptive[where] = [kind.adaptive for kind in kinds]
@@ -93,10 +101,10 @@ class Recipes:
     @property
     def width(self) -> int:
         """Number of columns C that a step takes."""
-        return len(Coefficients._fields) + self._disturbed * len(Faults._fields)
+        return len(Coefficients._fields) + (self._disturber is not None) * len(Faults._fields)
 
-    def columns(self, steps: int, updates: Tensor) -> tuple[Tensor, Tensor | int]:
-        """What the next K steps take.
+    def take(self, steps: int, updates: Tensor) -> tuple[Tensor, Tensor | int]:
+        """What the next K steps take; ``steps_done`` and ``clock`` move on past them.
 
         Args:
             steps: K.
@@ -106,16 +114,20 @@ class Recipes:
             (K, N, C) coefficients, followed by the columns of ``Faults`` in a disturbed population, and the updates
             that the optimizer will do: K, or (N,) int64 where steps may be lost.
         """
+        done: Tensor | int = steps
         counts = torch.arange(1, steps + 1, device=self._device)[:, None]
-        if not self._disturbed:
-            return self._coefficients(steps, updates + counts, 1.0), steps
-        faults, lr_factors = calm(steps, len(self.steps_done)), np.ones(1)
-        if self.disturber is not None:
-            faults, lr_factors = self.disturber(self.steps_done, steps)
-        on_device = torch.from_numpy(faults).to(self._device)
-        counts = torch.cumsum(1 - on_device[:, :, Faults._fields.index("lost")].long(), 0)
-        rows = self._coefficients(steps, (updates + counts).clamp(min=1), lr_factors)
-        return torch.cat([rows, on_device], -1), counts[-1]
+        if self._disturber is None:
+            rows = self._coefficients(steps, updates + counts, 1.0)
+            self.clock += steps
+        else:
+            found = self._disturber(self.steps_done, steps)
+            faults = torch.from_numpy(found.faults).to(self._device)
+            counts = torch.cumsum(1 - faults[:, :, Faults._fields.index("lost")].long(), 0)
+            rows = torch.cat([self._coefficients(steps, (updates + counts).clamp(min=1), found.lr), faults], -1)
+            self.clock += found.time.sum(0)
+            done = counts[-1]
+        self.steps_done += steps
+        return rows, done
 
     def _coefficients(self, steps: int, update_numbers: Tensor, lr_factors: np.ndarray | float) -> Tensor:
         when = self.steps_done[None] + np.arange(steps)[:, None]

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.func import functional_call, grad_and_value, vmap
 
-from trimtab.inner_training.disturbances import Faults, disturb_examples, disturb_step
+from trimtab.inner_training.faults import Faults, disturb_examples, disturb_step
 from trimtab.inner_training.feeding import Feed, Place, batch_of, examples, place_of
 from trimtab.inner_training.layout import FlatLayout
 from trimtab.inner_training.task import TaskFamily
@@ -149,7 +149,7 @@ def make_step(family: TaskFamily, layout: FlatLayout, options: StepOptions) -> S
             gradient = gradient + faults.gradient[:, None]
         norm = None
         if options.clip or options.sample:
-            norm = norms(by_name) if faults is None else gradient.square().sum(1).sqrt()
+            norm = norms(by_name) if faults is None else norms(layout.views(gradient))
         used = gradient
         if options.clip and norm is not None:
             # As torch.nn.utils.clip_grad_norm_, which adds 1e-6; an infinite threshold gives exactly 1.
