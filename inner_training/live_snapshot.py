@@ -29,9 +29,9 @@ def _again(value: Any) -> Any:
     return value.again() if isinstance(value, _Copy) else copy.deepcopy(value)
 
 
-def _put_back(holder: dict[Any, Any], saved: Mapping[Any, Any]) -> None:
-    """Makes ``holder`` hold what ``saved`` holds, keeping its own tensors where the shapes allow it."""
-    for key in [key for key in holder if key not in saved]:
+def _put_back(holder: dict[Any, Any], saved: Mapping[Any, Any], keep: str = "") -> None:
+    """Makes ``holder`` hold what ``saved`` holds, keeping its own tensors where the shapes allow it, and one entry."""
+    for key in [key for key in holder if key not in saved and key != keep]:
         del holder[key]
     for key, value in saved.items():
         present = holder.get(key)
@@ -154,5 +154,5 @@ class LiveSnapshots:
             other.load_state_dict(copy.deepcopy(saved))
         if self._schedules:
             for group, values in zip(self._optimizer.param_groups, moment.groups, strict=False):
-                _put_back(group, {"params": group["params"], **values})
+                _put_back(group, values, keep="params")
         return moment.step

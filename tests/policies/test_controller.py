@@ -190,6 +190,9 @@ def test_a_stateful_scheduler_is_rolled_back_with_its_rate_or_goes_on(together: 
     expected = 10 if together else 30
     assert loop.scheduler.last_epoch == expected
     assert loop.optimizer.param_groups[0]["lr"] == pytest.approx(0.05 * 0.99**expected, rel=1e-12)
+    before = loop.weights()
+    loop.step()
+    assert not torch.equal(loop.weights(), before), "the optimizer still trains the model, not copies of it"
 
 
 def test_a_lost_run_gets_its_base_schedule_back() -> None:
