@@ -163,8 +163,7 @@ def grad_noise_scale(reading: Reading, memory: Memory) -> np.ndarray:
 
 def stability_margin(reading: Reading, memory: Memory) -> np.ndarray:
     """Octaves (N,) from the effective learning rate to the largest stable one on a quadratic of this curvature."""
-    del memory
-    curvature = reading.probed("curvature")
+    curvature = memory.latest("curvature", reading.probed("curvature"))
     ones = np.ones(reading.num_runs)
     lever = LEVERS["momentum"]
     momentum = lever.value(reading.base[lever.hyperparameter], reading.multipliers.get(lever.name, ones))

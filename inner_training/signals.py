@@ -15,6 +15,8 @@ from trimtab.errors import ConfigError, unknown
 from trimtab.inner_training import formulas as f
 from trimtab.inner_training.host_signals import HOST_ROWS
 from trimtab.inner_training.levers import LEVERS, Lever
+from trimtab.inner_training.measurements import MEASUREMENTS
+from trimtab.inner_training.probe_signals import PROBE_ROWS
 from trimtab.inner_training.reading import Memory, Reading
 from trimtab.inner_training.signal import Signal, row
 
@@ -70,7 +72,7 @@ def _table() -> tuple[Signal, ...]:
     )  # fmt: skip
 
 
-SIGNALS: dict[str, Signal] = {signal.name: signal for signal in (*_table(), *HOST_ROWS)}
+SIGNALS: dict[str, Signal] = {signal.name: signal for signal in (*_table(), *HOST_ROWS, *PROBE_ROWS)}
 
 
 def lever_signals(lever: Lever) -> tuple[Signal, ...]:
@@ -104,9 +106,12 @@ def all_signals() -> dict[str, Signal]:
 
 
 def register_signal(signal: Signal) -> None:
-    """Adds a signal to the table; a name that exists is refused with ``ConfigError``."""
+    """Adds a signal to the table; a name that exists, or a measurement that does not, is refused (``UserError``)."""
     if signal.name in all_signals():
         raise ConfigError(f"signal {signal.name!r} is registered already; choose another name")
+    for name in signal.needs:
+        if name not in MEASUREMENTS:
+            raise unknown("measurement", name, MEASUREMENTS)
     SIGNALS[signal.name] = signal
 
 

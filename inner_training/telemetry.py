@@ -27,7 +27,8 @@ class Telemetry:
         update_norm: (3, N) L2 norm of the last step's change of the parameters, by depth (``FlatLayout.thirds``).
         weight_norm: (3, N) L2 norm of the parameters before the last step, by depth.
         scores: (K, N) mean score of each step's batch, before the step; None unless asked for.
-        probed: further measurements (N,) by name, NaN for a run in which one was not taken.
+        probed: further measurements (see ``measurements``) by name, (N,) or (C, N), NaN for a run in which one was not
+            taken.
     """
 
     losses: Tensor
@@ -47,7 +48,7 @@ class Telemetry:
             "update_norm": self.update_norm,
             "weight_norm": self.weight_norm,
             **({} if self.scores is None else {"scores": self.scores}),
-            **{"probed/" + name: value[None] for name, value in self.probed.items()},
+            **{"probed/" + name: value.reshape(-1, value.shape[-1]) for name, value in self.probed.items()},
         }
         host = torch.cat([part.to(self.losses.dtype) for part in parts.values()]).double().cpu().numpy()
         ends = np.cumsum([len(part) for part in parts.values()])
@@ -59,12 +60,12 @@ class Telemetry:
             update_norm=rows["update_norm"],
             weight_norm=rows["weight_norm"],
             scores=rows.get("scores"),
-            probed={name: rows["probed/" + name][0] for name in self.probed},
+            probed={name: rows["probed/" + name].reshape(value.shape) for name, value in self.probed.items()},
         )
 
 
-def gathered(taken: Sequence[Mapping[str, Tensor]]) -> Telemetry:
-    """Telemetry of an interval from what its steps returned (see ``stepping.make_step``), in order."""
+def gathered(taken: Sequence[Mapping[str, Tensor]], probed: Mapping[str, Tensor] | None = None) -> Telemetry:
+    """Telemetry of an interval from what its steps returned (see ``stepping.make_step``), in order, and ``probed``."""
     sampled = [result["statistics"] for result in taken if "statistics" in result]
     last = sampled[-1]
     return Telemetry(
@@ -74,6 +75,7 @@ def gathered(taken: Sequence[Mapping[str, Tensor]]) -> Telemetry:
         update_norm=last[2 : 2 + DEPTHS],
         weight_norm=last[2 + DEPTHS :],
         scores=torch.stack([result["score"] for result in taken]) if "score" in taken[0] else None,
+        probed=probed or {},
     )
 
 
@@ -100,7 +102,7 @@ def join(parts: Sequence[Measured]) -> Measured:
         return np.concatenate([getattr(part, name) for part in parts], axis=-1)
 
     scored = all(part.scores is not None for part in parts)
-    names = dict.fromkeys(name for part in parts for name in part.probed)
+    shapes = {name: value.shape[:-1] for part in parts for name, value in part.probed.items()}
     return Measured(
         losses=along("losses"),
         grad_norm=along("grad_norm"),
@@ -109,7 +111,9 @@ def join(parts: Sequence[Measured]) -> Measured:
         weight_norm=along("weight_norm"),
         scores=along("scores") if scored else None,
         probed={
-            name: np.concatenate([part.probed.get(name, np.full(len(part.grad_dot), np.nan)) for part in parts])
-            for name in names
+            name: np.concatenate(
+                [part.probed.get(name, np.full((*shape, len(part.grad_dot)), np.nan)) for part in parts], axis=-1
+            )
+            for name, shape in shapes.items()
         },
     )
