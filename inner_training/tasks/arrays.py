@@ -78,6 +78,7 @@ class ArrayTask(TaskFamily):
         self.recipe = recipe or RecipeRange()
         self.max_batch = self.recipe.batch[1]
         self.label_dtype = torch.int64 if loss == "cross-entropy" else torch.float32
+        self.score_name = "accuracy" if loss == "cross-entropy" else ""
         self._factory, self._loss = module_factory, LOSSES[loss]
         table, self._labels = _checked_arrays(_host(inputs), _host(labels), loss)
         self.inputs = torch.from_numpy(table)

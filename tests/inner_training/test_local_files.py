@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 from torch import nn
 
+from trimtab import cli
 from trimtab.envs.scenario import FamilyShare, Scenario
 from trimtab.errors import ConfigError, MissingExtraError, UserError
 from trimtab.inner_training.population import Population
@@ -449,6 +450,19 @@ def test_a_scenario_names_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
             Scenario.of({"id": "mine", "families": [name]})
     with pytest.raises(UserError, match="task family 'npz:' has no path; write npz:PATH"):
         resolve_family("npz:")
+
+
+def test_the_command_line_says_what_is_wrong(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("scenario.yaml").write_text("id: mine\nfamilies:\n- npz:table.npz\n")
+    assert cli.main(["check", "scenario.yaml"]) == 2
+    out, err = capsys.readouterr()
+    assert (out, err.count("\n")) == ("", 1)
+    assert "there is no file or folder" in err and "numpy.savez" in err
+    write_npz(Path("table.npz"))
+    assert cli.main(["check", "scenario.yaml"]) == 0
 
 
 def test_the_user_home_is_filled_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

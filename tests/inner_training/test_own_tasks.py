@@ -98,6 +98,14 @@ def test_array_task_caps_the_squared_error_at_twice_the_variance() -> None:
     assert task.loss_cap == pytest.approx(2 * (60**2 - 1) / 12)
 
 
+def test_array_task_scores_classes() -> None:
+    task = images_task()
+    outputs = torch.tensor([[1.0, 2.0, 0.0], [3.0, 2.0, 0.0]])
+    assert task.score_name == "accuracy"
+    assert task.score(outputs, torch.tensor([1, 2])).tolist() == [1.0, 0.0]
+    assert line_task().score_name == ""
+
+
 def test_array_task_recipe_limits_the_batch() -> None:
     assert line_task().max_batch == 8
     assert {instance.batch_size for instance in draws("line", 40, held_out=False)} == {4, 8}
