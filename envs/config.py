@@ -135,7 +135,11 @@ def _allowed(node: Mapping[str, Any], schema: Mapping[str, Any]) -> str:
     """What a node of a JSON schema accepts, in words."""
     if "enum" in node:
         return "one of " + ", ".join(node["enum"])
+    if "anyOf" in node:
+        return " or ".join(_allowed(_resolved(one, schema), schema) for one in node["anyOf"])
     kind = node.get("type", "")
+    if kind == "null":
+        return "null"
     if kind in _KINDS:
         limits = " and ".join(f"{words} {node[key]:g}" for key, words in _LIMITS if key in node)
         length = f"at most {node['maxLength']} characters" if "maxLength" in node else ""

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, StrictBool, ValidationError, 
 from trimtab.envs.config import explain, read_yaml
 from trimtab.envs.rewards import default_weights
 from trimtab.errors import ConfigError, UserError, unknown
+from trimtab.inner_training.disturbances import DisturbanceSettings
 from trimtab.inner_training.guard import GuardConfig
 from trimtab.inner_training.levers import LEVERS
 from trimtab.inner_training.signals import SIGNALS, all_signals, lever_signals
@@ -78,6 +79,33 @@ class GuardSettings(_Part):
         return GuardConfig(**self.model_dump())
 
 
+class DisturbanceEntry(_Part):
+    """The fields of ``DisturbanceSettings``, validated: one kind of fault, at a known time or at random.
+
+    Attributes:
+        kind: a name of ``DISTURBANCES``.
+        at: a share of the budget below 1, or a whole number of steps from 1 on.
+        rate: expected number per run, above 0.
+        steps: how many steps it lasts; None draws from the kind's range.
+        severity: in the kind's unit; None draws from the kind's range.
+    """
+
+    kind: Name
+    at: Number | None = None
+    rate: Number | None = None
+    steps: Whole | None = None
+    severity: Number | None = None
+
+    @model_validator(mode="after")
+    def _checked(self) -> Self:
+        self.settings()
+        return self
+
+    def settings(self) -> DisturbanceSettings:
+        """The same entry as a population takes it."""
+        return DisturbanceSettings(**self.model_dump())
+
+
 def default_signals(levers: Iterable[str]) -> tuple[str, ...]:
     """Names of the signals that a scenario with these levers observes unless it names its own.
 
@@ -111,6 +139,9 @@ class Scenario(_Part):
         missing: what a policy does without in some episodes.
         guard: settings of the guard.
         reward: weight of each term, >= 0; terms that are not named keep their default weight.
+        disturbances: the faults that may befall every run; see docs/disturbances.md.
+        deadline: time that a run may take beyond its budget, as a share of it, in units of a usual step; an episode
+            whose clock passes it is over. None is none.
         action: ``"box"``, moves in [-1, 1], or ``"multi-discrete"``, {down, hold, up} as {0, 1, 2}.
 
     Raises:
@@ -128,6 +159,8 @@ class Scenario(_Part):
     missing: Missing = Missing()
     guard: GuardSettings = GuardSettings()
     reward: dict[str, Annotated[Number, Field(ge=0, le=1000)]] = Field(default_factory=default_weights)
+    disturbances: tuple[DisturbanceEntry, ...] = Field(default=(), max_length=64)
+    deadline: Annotated[float, Field(strict=True, allow_inf_nan=False, ge=0, le=1000)] | None = None
     action: Literal["box", "multi-discrete"] = "box"
 
     @model_validator(mode="before")

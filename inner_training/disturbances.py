@@ -133,7 +133,7 @@ class DisturbanceSettings:
 
     Attributes:
         kind: a name of ``DISTURBANCES``.
-        at: when it begins: a share of the budget (a float in [0, 1)), or the steps done before it (an int >= 0).
+        at: when it begins: a share of the budget below 1, or the steps done before it, a whole number from 1 on.
         rate: expected number of events per run; each begins at a random step of the budget.
         steps: how many steps it lasts; None draws from the kind's range.
         severity: how severe it is; None draws from the kind's range.
@@ -143,7 +143,7 @@ class DisturbanceSettings:
     """
 
     kind: str
-    at: float | int | None = None
+    at: float | None = None
     rate: float | None = None
     steps: int | None = None
     severity: float | None = None
@@ -154,11 +154,9 @@ class DisturbanceSettings:
         if (self.at is None) == (self.rate is None):
             raise ConfigError(f"disturbance {self.kind!r} has {'neither' if self.at is None else 'both'} of at and "
                               "rate; give at for one event at a known time, or rate for random ones")  # fmt: skip
-        if isinstance(self.at, float) and not 0 <= self.at < 1:
-            raise ConfigError(f"disturbance {self.kind!r}: at is {self.at}; give a share of the budget from 0 to below "
+        if self.at is not None and not (0 <= self.at < 1 or (self.at >= 1 and float(self.at).is_integer())):
+            raise ConfigError(f"disturbance {self.kind!r}: at is {self.at:g}; give a share of the budget, from 0 to below "
                               "1, or a whole number of steps")  # fmt: skip
-        if self.at is not None and self.at < 0:
-            raise out_of_range(f"at of disturbance {self.kind!r}", self.at, low=0)
         if self.rate is not None and not 0 < self.rate <= MOST_EVENTS:
             raise out_of_range(f"rate of disturbance {self.kind!r}", self.rate, 0, MOST_EVENTS)
         if self.steps is not None and self.steps < 1:
@@ -203,7 +201,8 @@ def draw_events(settings: Sequence[DisturbanceSettings], seed: int, total_steps:
         if one.rate is not None:
             begins = rng.integers(0, total_steps, rng.poisson(one.rate)).tolist()
         else:
-            begins = [int(one.at * total_steps) if isinstance(one.at, float) else one.at]
+            at = one.at or 0.0
+            begins = [int(at * total_steps if at < 1 else at)]
         for first in begins:
             steps, severity = round(_log_uniform(rng, *kind.steps)), _log_uniform(rng, *kind.severity)
             events.append(
