@@ -188,6 +188,18 @@ def _write_report(folder: Path, results: Sequence[ScenarioResult], about: Mappin
     write_atomically(folder / "report.html", to_html(results, about["command"], figure))
 
 
+def _measures_table(result: ScenarioResult) -> Table:
+    """Interquartile means of what a scenario measures beside losses; the order is that of the other table."""
+    names = tuple(result.summaries[0].measures)
+    table = Table(title=f"{result.scenario}: further measures", title_justify="left", box=None, pad_edge=False)
+    for name in ("policy", *names):
+        table.add_column(name.replace("_", " "), justify="left" if name == "policy" else "right", no_wrap=True)
+    for row in result.summaries:
+        values = (f"{row.measures[name]:.3f}" for name in names)
+        table.add_row(row.label, *values, style="bold yellow" if row.learned else "")
+    return table
+
+
 def print_table(result: ScenarioResult, console: Console) -> None:
     """Prints one scenario's table, best first.
 
@@ -206,4 +218,6 @@ def print_table(result: ScenarioResult, console: Console) -> None:
     console.print(table)
     for note in notes(result):
         console.print(Text(note, style="dim"), soft_wrap=True)
+    if any(row.measures for row in result.summaries):
+        console.print(_measures_table(result))
     console.print()

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -43,6 +43,8 @@ class Evaluation:
         curve: (runs, decisions) validation loss at the end of each interval, padded with its last value.
         inner_steps: (runs,) optimizer steps done.
         rollbacks: (runs,) snapshots restored by the guard.
+        measures: further figures (runs,) by name, of families that have them (see ``PhaseRecord.measures``); in a
+            scenario of several families, those that all of them have.
         wall_seconds: time for all runs: training, validation, guard and policy; not the test losses.
     """
 
@@ -62,6 +64,7 @@ class Evaluation:
     inner_steps: np.ndarray
     rollbacks: np.ndarray
     wall_seconds: float
+    measures: Mapping[str, np.ndarray] = field(default_factory=dict)
 
     @property
     def decisions(self) -> np.ndarray:
@@ -94,7 +97,7 @@ class Evaluation:
         settings = ("learning_rates", "budgets")
         losses = ("final_loss", "best_loss", "final_validation_loss", "trajectory")
         ends = ("diverged", "lost_early", "inner_steps", "rollbacks")
-        return {name: getattr(self, name) for name in settings + losses + ends}
+        return {**{name: getattr(self, name) for name in settings + losses + ends}, **self.measures}
 
 
 class Evaluator:
@@ -198,7 +201,8 @@ class Evaluator:
             clip = any(lever.hyperparameter == "grad_clip" for lever in resolve_levers(self.scenario.levers))
             slots = min(self._slots, int((self._family_of == index).sum()))
             share = self.scenario.families[index]
-            made = Populations([share], slots, clip=clip, device=self._device, mode=self._mode)
+            scored = self._families[index].max_phases > 1
+            made = Populations([share], slots, clip=clip, score=scored, device=self._device, mode=self._mode)
             made.advance(1, self.scenario.val_examples)  # what is slow the first time is on nobody's clock
             self._blocks[index] = made
         return self._blocks[index]
@@ -214,6 +218,9 @@ class Evaluator:
             if name == "curve":
                 values = [np.pad(curve, ((0, 0), (0, width - curve.shape[1])), mode="edge") for curve in values]
             columns[name] = np.concatenate(values)[order]
+        found_measures = [trial.measures() for _, trial in parts]
+        common = [name for name in found_measures[0] if all(name in one for one in found_measures)]
+        measures = {name: np.concatenate([one[name] for one in found_measures])[order] for name in common}
         columns["learning_rates"] = np.array([instance.optimizer.lr for instance in instances])
         columns["budgets"] = np.array([instance.steps for instance in instances])
         seconds = sum(trial.seconds for _, trial in parts)
@@ -230,6 +237,7 @@ class Evaluator:
                     keys=tuple(instance.key for instance in instances[chosen]),
                     families=tuple(self._families[index].name for index in self._family_of),
                     wall_seconds=float(seconds * share),
+                    measures={name: values[chosen] for name, values in measures.items()},
                     **{name: values[chosen] for name, values in columns.items()},
                 )
             )

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from trimtab.agents.contestants import POINTS
+from trimtab.agents.phases import MEASURES
 from trimtab.agents.results import ScenarioResult, Summary
 from trimtab.agents.statistics import Interval
 
@@ -196,5 +197,24 @@ def _section(result: ScenarioResult) -> str:
     about = "<br>\n".join(html.escape(note) for note in notes(result))
     return (
         f'<h2>{html.escape(result.scenario)}</h2>\n<p class="quiet">{about}</p>\n'
-        f"<table><thead><tr>{head}</tr></thead>\n<tbody>{rows}</tbody></table>\n"
+        f"<table><thead><tr>{head}</tr></thead>\n<tbody>{rows}</tbody></table>\n{_measures(result)}"
     )
+
+
+def _measures(result: ScenarioResult) -> str:
+    """A second table, for scenarios that measure more than losses."""
+    names = tuple(result.summaries[0].measures)
+    if not names:
+        return ""
+    head = "".join(f"<th>{html.escape(name.replace('_', ' '))}</th>" for name in ("policy", *names))
+    rows = "".join(
+        f"<tr{' class=learned' if row.learned else ''}><td>{html.escape(row.label)}</td>"
+        + "".join(f"<td>{row.measures[name]:.3f}</td>" for name in names)
+        + "</tr>\n"
+        for row in result.summaries
+    )
+    legend = "".join(
+        f"<dt>{html.escape(name.replace('_', ' '))}</dt><dd>{html.escape(MEASURES.get(name, ''))}</dd>"
+        for name in names
+    )
+    return f"<table><thead><tr>{head}</tr></thead>\n<tbody>{rows}</tbody></table>\n<dl>{legend}</dl>\n"

@@ -66,6 +66,7 @@ class Summary:
         reached: share of runs that reach it.
         rollbacks: rollbacks per run.
         wall_seconds: time on the clock for all runs.
+        measures: interquartile mean of each further figure of the evaluation, by name.
     """
 
     label: str
@@ -83,6 +84,7 @@ class Summary:
     reached: float
     rollbacks: float
     wall_seconds: float
+    measures: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,6 +176,7 @@ def _summary(entry: Entry, reference: Entry, target: Entry, seed: int) -> Summar
         reached=float(np.isfinite(steps).mean()),
         rollbacks=float(evaluation.rollbacks.mean()),
         wall_seconds=evaluation.wall_seconds,
+        measures={name: iqm(values) for name, values in evaluation.measures.items()},
     )
 
 
@@ -239,8 +242,7 @@ def _entry(entry: Entry, result: ScenarioResult, goal: np.ndarray, thresholds: n
 
 def to_csv(results: Sequence[ScenarioResult]) -> str:
     """One row for each policy, scenario and run; an empty ``steps_to_target`` is "never"."""
-    text = io.StringIO()
-    writer: Any = None
+    rows: list[dict[str, Any]] = []
     for result in results:
         target = next(entry for entry in result.entries if entry.label == result.target)
         goal = target.evaluation.final_validation_loss
@@ -252,8 +254,10 @@ def to_csv(results: Sequence[ScenarioResult]) -> str:
                 row = {"scenario": result.scenario, "policy": entry.label, "setting": entry.setting, "run": run}
                 row |= {"instance": key, "family": family}
                 row |= {name: "" if values[run] is None else values[run] for name, values in plain.items()}
-                if writer is None:
-                    writer = csv.DictWriter(text, list(row), lineterminator="\n")
-                    writer.writeheader()
-                writer.writerow(row)
+                rows.append(row)
+    text = io.StringIO()
+    # Scenarios may measure different things; what one does not have stays empty.
+    writer = csv.DictWriter(text, list(dict.fromkeys(name for row in rows for name in row)), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
     return text.getvalue()

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from trimtab.agents.phases import PhaseRecord
 from trimtab.envs.episode import Episodes, StepResult
 from trimtab.errors import MismatchError, UserError
 from trimtab.inner_training.task import Instance
@@ -85,6 +86,8 @@ class Trial:
         self.diverged, self.lost_early = np.zeros(runs, dtype=bool), np.zeros(runs, dtype=bool)
         self.inner_steps, self.rollbacks = np.zeros(runs, dtype=np.int64), np.zeros(runs, dtype=np.int64)
         self.seconds = 0.0
+        phased = any(instance.phases for instance in self.instances)
+        self._phases = PhaseRecord(episodes, self.instances) if phased else None
         self._run_of = np.zeros(episodes.num_envs, dtype=np.int64)  # the run in each slot
         self._live = np.zeros(episodes.num_envs, dtype=bool)
 
@@ -136,5 +139,11 @@ class Trial:
         self.lost_early[runs[ruined & (decisions == 0)]] = True
         self.inner_steps[runs[ended]] = result.step[ended]
         self.rollbacks[runs[ended]] = self.episodes.steering.guard.rollbacks[ended]
+        if self._phases is not None:
+            self._phases.note(result, runs, live, ended)
         self._live = live & ~ended
         return ended
+
+    def measures(self) -> dict[str, np.ndarray]:
+        """Further figures (runs,) by name, for families that have more to say than a loss."""
+        return {} if self._phases is None else self._phases.measures()

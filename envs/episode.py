@@ -39,6 +39,7 @@ class StepResult:
         step: (N,) int64 optimizer steps done.
         multipliers: (N, L) of each lever, after the guard.
         reasons: (N, L) ``Reason`` codes, 0 where an action was applied as it was.
+        score: (N,) mean training score of the interval's steps, NaN unless the populations record one.
     """
 
     observations: np.ndarray
@@ -51,6 +52,7 @@ class StepResult:
     step: np.ndarray
     multipliers: np.ndarray
     reasons: np.ndarray
+    score: np.ndarray
 
 
 class Episodes:
@@ -187,6 +189,7 @@ class Episodes:
             step=reading.step.astype(np.int64),
             multipliers=move.after,
             reasons=move.reasons,
+            score=np.full(self.num_envs, np.nan) if measured.scores is None else measured.scores.mean(0),
         )
 
     def _moves(self, actions: np.ndarray, kinds: Mapping[str, Kind] | None) -> np.ndarray:

@@ -52,6 +52,7 @@ class Populations:
         families: names and shares.
         num_runs: N, at least the number of families.
         clip: whether gradients may be clipped (costs a norm at every step).
+        score: whether steps record the score of the families that have one.
         device: a torch device.
         mode: as for ``Population``; ``"auto"`` is decided on all runs together.
 
@@ -63,16 +64,24 @@ class Populations:
     """
 
     def __init__(
-        self, families: Sequence[FamilyShare], num_runs: int, *, clip: bool, device: str = "cpu", mode: Mode = "auto"
+        self,
+        families: Sequence[FamilyShare],
+        num_runs: int,
+        *,
+        clip: bool,
+        score: bool = False,
+        device: str = "cpu",
+        mode: Mode = "auto",
     ) -> None:
         sizes = split_runs(num_runs, [family.share for family in families])
         if mode not in get_args(Mode):
             raise unknown("mode", mode, get_args(Mode))
         check_device(device)
         chosen = choose_mode(mode, num_runs)
+        resolved = [resolve_family(family.name) for family in families]
         members = [
-            Population(resolve_family(family.name), size, device=device, mode=chosen, clip=clip)
-            for family, size in zip(families, sizes, strict=True)
+            Population(family, size, device=device, mode=chosen, clip=clip, score=score and bool(family.score_name))
+            for family, size in zip(resolved, sizes, strict=True)
         ]
         self._arrange(members, [family.name for family in families])
 
@@ -174,6 +183,17 @@ class Populations:
     def test_loss(self) -> np.ndarray:
         """Mean test loss (N,) now; not finite for a diverged run."""
         return self._gather(lambda member: _host(member.evaluate("test")))
+
+    def phase_score(self, phase: int) -> np.ndarray:
+        """Mean test score (N,) of a phase; for a family without a score, minus the ln of its bounded loss."""
+        parts = []
+        for member in self.members:
+            assert isinstance(member, Population)  # a run of one's own has no phases
+            at = min(phase, member.family.max_phases - 1)
+            scored = bool(member.family.score_name)
+            value = _host(member.evaluate("test", phase=at, score=scored))
+            parts.append(value if scored else -np.log(member.family.bounded(value)))
+        return np.concatenate(parts)
 
     def bounded(self, loss: np.ndarray) -> np.ndarray:
         """Mean losses (N,) inside each family's ``[loss_floor, loss_cap]``."""

@@ -1,0 +1,63 @@
+"""Measures of runs whose task changes, against the same figures taken by hand."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from trimtab.agents.conditions import Conditions
+from trimtab.agents.evaluate import Evaluator
+from trimtab.agents.phases import MEASURES
+from trimtab.agents.results import Entry, summarise, to_csv
+from trimtab.envs.catalogue import SCENARIOS
+from trimtab.inner_training.population import Population
+from trimtab.inner_training.tasks import make_family
+from trimtab.policies.registry import load_policy
+
+NAME = "class-incremental-digits"
+
+
+@pytest.mark.parametrize(("name", "hard"), [(NAME, range(5)), ("alternating-classes", range(0, 10, 2))])
+def test_measures_are_those_of_plain_runs(name: str, hard: range) -> None:
+    evaluator = Evaluator(SCENARIOS[name], runs=3, mode="eager", batch_of_runs=2)
+    calm = Conditions(learning_rates={"sgd": 0.01, "adaptive": 1e-3})  # so that the guard has nothing to do
+    found = evaluator.play(load_policy("constant"), calm).measures
+    assert set(found) == set(MEASURES)
+    for run, instance in enumerate(calm.apply(evaluator.instances())):
+        alone = Population(make_family(name), 1, mode="eager", score=True, clip=False)
+        alone.reset([0], [instance])
+        online, at_end = [], []
+        length = instance.phases[1].first_step
+        phases = range(len(instance.phases))
+        for phase in phases:
+            scores = alone.advance(length).to_host().scores
+            assert scores is not None
+            online.append(scores.mean())
+            at_end.append(float(alone.evaluate("test", phase=phase, score=True)))
+        at_last = [float(alone.evaluate("test", phase=phase, score=True)) for phase in phases]
+        early = [at_end[phase] for phase in hard if phase < len(phases) / 3]
+        forgotten = np.mean([at_end[phase] - at_last[phase] for phase in hard if phase < len(phases) - 1])
+        judged = [[values[phase] for phase in hard] for values in (at_end, at_last)]
+        wanted = [np.mean(online), np.mean(judged[0]), np.mean(early), np.mean(judged[1]), forgotten]
+        np.testing.assert_allclose([found[name][run] for name in MEASURES], wanted, atol=0.02)
+
+
+@pytest.mark.parametrize("interval", [10, 17])
+def test_phases_may_end_inside_an_interval(interval: int) -> None:
+    evaluator = Evaluator(SCENARIOS["changing-regression"].replace(interval=interval), runs=2, mode="eager")
+    found = evaluator.play(load_policy("constant")).measures
+    assert set(found) == set(MEASURES) - {"online_score"}  # a regression has no score of its own
+    assert all(np.isfinite(values).all() for values in found.values())
+
+
+def test_tables_of_scenarios_with_and_without_measures_join() -> None:
+    results = []
+    for name in ("digits-mlp", NAME):
+        evaluator = Evaluator(SCENARIOS[name], runs=2, mode="eager")
+        found = evaluator.play(load_policy("constant"))
+        entry = Entry(label="constant", setting="untuned", learned=False, evaluation=found)
+        results.append(summarise([entry], name, {}, seed=0))
+    header, *rows = to_csv(results).splitlines()
+    assert header.count("forgetting") == 1
+    assert len(rows) == 4 and all(row.count(",") == header.count(",") for row in rows)
+    assert results[0].summaries[0].measures == {} and set(results[1].summaries[0].measures) == set(MEASURES)
