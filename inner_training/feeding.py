@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from trimtab.errors import UserError
+from trimtab.errors import UserError, out_of_range
 from trimtab.inner_training.streams import MULTIPLIERS, batch_positions, walk_multipliers
 from trimtab.inner_training.task import SPLITS, Instance, Phase, TaskFamily
 
@@ -105,15 +105,35 @@ def split_table(instances: Sequence[Instance], max_phases: int) -> tuple[np.ndar
     return first, begins, sizes
 
 
-def blank_table(max_phases: int, num_runs: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """What ``split_table`` gives, for runs that have not started: one example in every split."""
-    shape = (max_phases, len(SPLITS), num_runs)
-    first = np.full((max_phases, num_runs), NEVER, dtype=np.int64)
-    return first, np.zeros(shape, dtype=np.int64), np.ones(shape, dtype=np.int64)
+class SplitTable:
+    """Where each split of each phase lies in the maps of N runs, on the host; before its start a run has one example.
+
+    Args:
+        max_phases: of the family.
+        num_runs: N.
+    """
+
+    def __init__(self, max_phases: int, num_runs: int) -> None:
+        shape = (max_phases, len(SPLITS), num_runs)
+        first = np.full((max_phases, num_runs), NEVER, dtype=np.int64)
+        self._tables = first, np.zeros(shape, dtype=np.int64), np.ones(shape, dtype=np.int64)
+
+    def write(self, runs: Sequence[int], instances: Sequence[Instance]) -> None:
+        """Notes the splits of ``instances`` in ``runs``."""
+        for table, part in zip(self._tables, split_table(instances, len(self._tables[0])), strict=True):
+            table[..., list(runs)] = part
+
+    def spans(self, split: str, phase: int | None, steps_done: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Begin and size (N,) of a split, of one phase or (None) of that of the last step done."""
+        first, begins, sizes = self._tables
+        last_step = np.maximum(steps_done - 1, 0)
+        now = (last_step >= first[1:]).sum(0) if phase is None else np.full(len(steps_done), phase)
+        where = now, SPLITS.index(split), np.arange(len(steps_done))
+        return begins[where], sizes[where]
 
 
-def check_phases(instance: Instance, family: TaskFamily) -> None:
-    """Refuses an instance whose phases, splits and maps do not fit each other or the family.
+def check_instance(instance: Instance, family: TaskFamily) -> None:
+    """Refuses an instance whose phases, splits, maps and batch do not fit each other or the family.
 
     Raises:
         UserError: naming what does not fit.
@@ -139,6 +159,9 @@ def check_phases(instance: Instance, family: TaskFamily) -> None:
             f"instance {instance.key}: phases begin at steps {first}; they must begin at 0, rise, be at most "
             f"{family.max_phases}, and the first must have the instance's sizes"
         )
+    limit = min(family.max_batch, *(phase.sizes[0] for phase in phases))
+    if not 1 <= instance.batch_size <= limit:
+        raise out_of_range("batch_size", instance.batch_size, 1, limit)
 
 
 def write_feed(feed: Feed, index: Tensor, instances: Sequence[Instance]) -> None:
@@ -176,6 +199,14 @@ def write_feed(feed: Feed, index: Tensor, instances: Sequence[Instance]) -> None
 def _walks(sizes: np.ndarray, seed: int) -> np.ndarray:
     rng = np.random.default_rng(seed)
     return np.stack([walk_multipliers(int(size), rng) for size in sizes])
+
+
+def feed_of(feed: Feed, runs: Tensor) -> Feed:
+    """A copy of the data of some runs (indices)."""
+    behind = ("first_steps", "starts", "sizes", "walks")  # these have the runs on their second axis
+    parts: dict[str, Tensor] = {name: value for name, value in vars(feed).items() if isinstance(value, Tensor)}
+    taken = {name: value[:, runs] if name in behind else value[runs] for name, value in parts.items()}
+    return Feed(**taken, buffers={name: buffer[runs] for name, buffer in feed.buffers.items()})
 
 
 def place_of(feed: Feed) -> Place:

@@ -12,17 +12,10 @@ from torch import Tensor
 
 from trimtab.errors import MismatchError, UserError, out_of_range, unknown
 from trimtab.inner_training.disturbances import DisturbanceSettings, Disturber
-from trimtab.inner_training.feeding import (
-    allocate_feed,
-    batch_of,
-    blank_table,
-    check_phases,
-    examples,
-    place_of,
-    split_table,
-    write_feed,
-)
+from trimtab.inner_training.feeding import SplitTable, allocate_feed, check_instance, place_of, write_feed
 from trimtab.inner_training.layout import FlatLayout
+from trimtab.inner_training.measurements import PROBE_EVERY
+from trimtab.inner_training.probe import LastStep, Probes
 from trimtab.inner_training.programs import EVALUATION_SLOTS, Programs, compiled_programs, plain_programs
 from trimtab.inner_training.reading import Reading
 from trimtab.inner_training.recipes import Recipes
@@ -36,6 +29,7 @@ from trimtab.inner_training.stepping import (
     allocate_learner,
     choose_mode,
     logger,
+    served,
 )
 from trimtab.inner_training.task import SPLITS, Instance, TaskFamily
 from trimtab.inner_training.telemetry import SAMPLED_STEPS, Measured, Telemetry, gathered
@@ -97,7 +91,8 @@ class Population:
         self._blank()
         self.disturber = Disturber(disturbances, num_runs) if disturbances else None
         self._recipes = Recipes(self._rules, num_runs, self.device, self.disturber)
-        self._split_table = blank_table(family.max_phases, num_runs)
+        self._splits = SplitTable(family.max_phases, num_runs)
+        self._probes = Probes(family, self.layout, num_runs)
         self.instances: list[Instance | None] = [None] * num_runs
         needs = needs_of(self._rules.values())
         options = StepOptions(clip=clip, needs=needs, sample=False, score=score, disturbed=bool(disturbances))
@@ -178,10 +173,12 @@ class Population:
         if len(runs) == 0:
             return
         for instance in instances:
-            self._check(instance)
+            if instance.optimizer.rule not in self._rules:
+                raise unknown("update rule", instance.optimizer.rule, self._rules)
+            check_instance(instance, self.family)
         index = torch.as_tensor(np.asarray(runs, dtype=np.int64), device=self.device)
-        for table, part in zip(self._split_table, split_table(instances, self.family.max_phases), strict=True):
-            table[..., list(runs)] = part
+        self._splits.write(runs, instances)
+        self._probes.reset(runs)
         write_feed(self._feed, index, instances)
         flat = self.layout.rows([instance.parameters for instance in instances])
         self._learner = self._learner.overwritten(index, torch.from_numpy(flat).to(self.device))
@@ -190,14 +187,6 @@ class Population:
             self.instances[run] = instance
         chosen = torch.zeros(self.num_runs, dtype=torch.bool, device=self.device).index_fill(0, index, True)
         self._ring.forget(self._learner, chosen)
-
-    def _check(self, instance: Instance) -> None:
-        if instance.optimizer.rule not in self._rules:
-            raise unknown("update rule", instance.optimizer.rule, self._rules)
-        check_phases(instance, self.family)
-        limit = min(self.family.max_batch, *(phase.sizes[0] for phase in instance.all_phases))
-        if not 1 <= instance.batch_size <= limit:
-            raise out_of_range("batch_size", instance.batch_size, 1, limit)
 
     # --- hyperparameters --------------------------------------------------------------------------------------
 
@@ -237,10 +226,21 @@ class Population:
             raise out_of_range("steps", steps, 1)
         rows, done = self._recipes.take(steps, self._learner.updates)
         self._learner = self._learner._replace(updates=self._learner.updates + done)
-        taken = [
-            self._take_step(self._programs.steps[step >= steps - SAMPLED_STEPS], rows[step]) for step in range(steps)
-        ]
-        return gathered(taken)
+        taken, before = [], self._learner.parameters
+        for step in range(steps):
+            before = self._learner.parameters
+            taken.append(self._take_step(self._programs.steps[step >= steps - SAMPLED_STEPS], rows[step]))
+        last = LastStep(before, self._learner.parameters, self._last_gradient, rows[-1])
+        return gathered(taken, self._probes.take(last, self._feed, self._inputs))
+
+    def measure(self, names: Sequence[str], every: int = PROBE_EVERY) -> None:
+        """Takes further measurements (see ``measurements``) in the first interval of each run and then in every few.
+
+        Args:
+            names: of ``MEASUREMENTS``; they replace those that were taken up to now.
+            every: intervals from one to the next, >= 1.
+        """
+        self._probes.choose(names, every)
 
     def evaluate(
         self, split: str, max_examples: int | None = None, *, phase: int | None = None, score: bool = False
@@ -259,21 +259,13 @@ class Population:
             raise UserError(f"task family {self.family.name!r} has no score; leave score out")
         if phase is not None and not 0 <= phase < self.family.max_phases:
             raise out_of_range("phase", phase, 0, self.family.max_phases - 1)
-        begins, sizes = self._spans(SPLITS.index(split), phase)
+        begins, sizes = self._splits.spans(split, phase, self.steps_done)
         sizes = sizes if max_examples is None else np.minimum(sizes, max_examples)
         start, size = (torch.from_numpy(np.ascontiguousarray(one)).to(self.device) for one in (begins, sizes))
         total = torch.zeros(self.num_runs, dtype=torch.float32, device=self.device)
         for offset in range(0, int(sizes.max()), EVALUATION_SLOTS):
             total = total + self._call_evaluate(self._programs.evaluations[score], start, size, offset)
         return total / size
-
-    def _spans(self, split: int, phase: int | None) -> tuple[np.ndarray, np.ndarray]:
-        """Begin and size (N,) of a split in the maps."""
-        first, begins, sizes = self._split_table
-        last_step = np.maximum(self.steps_done - 1, 0)
-        now = (last_step >= first[1:]).sum(0) if phase is None else np.full(self.num_runs, phase)
-        runs = np.arange(self.num_runs)
-        return begins[now, split, runs], sizes[now, split, runs]
 
     def snapshot(self, mask: np.ndarray) -> None:
         """Notes the present of the runs in ``mask`` (bool, (N,)) as stable (see ``SnapshotRing``)."""
@@ -301,8 +293,7 @@ class Population:
         """Inputs (batch, *shape) and labels (batch,) that the run is, or was, fed at ``step``."""
         feed = self._feed
         then = replace(feed, step=torch.full_like(feed.step, step))
-        positions = batch_of(then, place_of(then), self.family.max_batch)
-        x, y = self.family.present(*examples(then, self._inputs, positions))
+        x, y, _ = served(self.family, then, place_of(then), self._inputs, None)
         size = int(self._recipes.batch_size[run])
         return x[run, :size], y[run, :size]
 

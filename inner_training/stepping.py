@@ -88,8 +88,8 @@ def norms(by_name: dict[str, Tensor]) -> Tensor:
     return torch.stack([tensor.flatten(1).square().sum(1) for tensor in by_name.values()]).sum(0).sqrt()
 
 
-def _gradients(family: TaskFamily, score: bool) -> Callable[..., Any]:
-    """``(parameters, buffers, x, y, weight) -> (gradients, (loss, score))``, everything stacked over runs."""
+def run_loss_of(family: TaskFamily, score: bool = False) -> Callable[..., tuple[Tensor, tuple[Tensor, ...]]]:
+    """``(parameters, buffers, x, y, weight) -> (loss, (loss, score))`` of one run; no score unless asked for."""
 
     def run_loss(
         parameters: Any, buffers: Any, x: Tensor, y: Tensor, weight: Tensor
@@ -98,6 +98,13 @@ def _gradients(family: TaskFamily, score: bool) -> Callable[..., Any]:
         loss = (family.loss(outputs, y) * weight).sum()
         return loss, (loss, (family.score(outputs, y) * weight).sum()) if score else (loss,)
 
+    return run_loss
+
+
+def stacked_gradients(family: TaskFamily, score: bool = False) -> Callable[..., Any]:
+    """``(parameters, buffers, x, y, weight) -> (gradients, (loss, score))``, everything stacked over runs."""
+    run_loss = run_loss_of(family, score)
+
     def gradients(*arguments: Any) -> Any:
         by_name, (_, measured) = vmap(grad_and_value(run_loss, has_aux=True))(*arguments)
         return by_name, measured
@@ -105,10 +112,28 @@ def _gradients(family: TaskFamily, score: bool) -> Callable[..., Any]:
     return gradients
 
 
-def _renewed(parameters: Tensor, place: Place, mask: Tensor) -> Tensor:
-    """``parameters`` (N, P), with those of ``mask`` (P,) at zero where a later phase begins."""
-    begins = (place.since == 0) & (place.phase > 0)
-    return torch.where(begins[:, None] & mask[None], 0.0, parameters)
+def served(
+    family: TaskFamily, feed: Feed, place: Place, inputs: Tensor, faults: Faults | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What the next step is fed: x (N, B, *shape) and y (N, B, ...) as the module takes them, and weight (N, B)."""
+    x, y = family.present(*examples(feed, inputs, batch_of(feed, place, family.max_batch)))
+    if faults is not None:
+        x, y = disturb_examples(x, y, faults, feed.seed, feed.step)
+    slot = torch.arange(family.max_batch, device=feed.batch.device)
+    return x, y, (slot[None] < feed.batch[:, None]).float() / feed.batch[:, None]
+
+
+def renewal(family: TaskFamily, layout: FlatLayout) -> Callable[[Tensor, Place], Tensor]:
+    """Puts parameters (N, P) that start each later phase at zero there, where one begins."""
+    if family.max_phases == 1 or not family.reset_each_phase:
+        return lambda parameters, place: parameters
+    mask = layout.mask(family.reset_each_phase)
+
+    def renewed(parameters: Tensor, place: Place) -> Tensor:
+        begins = (place.since == 0) & (place.phase > 0)
+        return torch.where(begins[:, None] & mask.to(parameters.device)[None], 0.0, parameters)
+
+    return renewed
 
 
 def make_step(family: TaskFamily, layout: FlatLayout, options: StepOptions) -> StepFunction:
@@ -120,9 +145,8 @@ def make_step(family: TaskFamily, layout: FlatLayout, options: StepOptions) -> S
     ``gradient`` (N, P), and ``statistics`` (8, N): gradient norm, inner product with ``last_gradient``, update norms
     and weight norms by depth.
     """
-    slots, width = family.max_batch, len(Coefficients._fields)
-    gradients = _gradients(family, options.score)
-    renewed = layout.mask(family.reset_each_phase) if family.max_phases > 1 and family.reset_each_phase else None
+    width = len(Coefficients._fields)
+    gradients, renewed = stacked_gradients(family, options.score), renewal(family, layout)
 
     def step(
         moving: tuple[Tensor, Tensor, Tensor],
@@ -134,15 +158,9 @@ def make_step(family: TaskFamily, layout: FlatLayout, options: StepOptions) -> S
     ) -> dict[str, Tensor]:
         parameters, first, second = moving
         place = place_of(feed)
-        x, y = examples(feed, inputs, batch_of(feed, place, slots))
         faults = Faults(*by[:, width:].unbind(1)) if options.disturbed else None
-        if renewed is not None:
-            parameters = _renewed(parameters, place, renewed.to(by.device))
-        x, y = family.present(x, y)
-        if faults is not None:
-            x, y = disturb_examples(x, y, faults, feed.seed, feed.step)
-        slot = torch.arange(slots, device=by.device)
-        weight = (slot[None] < feed.batch[:, None]).float() / feed.batch[:, None]
+        parameters = renewed(parameters, place)
+        x, y, weight = served(family, feed, place, inputs, faults)
         by_name, measured = gradients(layout.views(parameters), feed.buffers, x, y, weight)
         gradient = layout.flatten(by_name)
         if faults is not None:

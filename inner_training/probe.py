@@ -1,0 +1,186 @@
+"""The further measurements of a population (see ``measurements``), on the last step of an interval."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.func import functional_call, vmap
+
+from trimtab.errors import check_whole, unknown
+from trimtab.inner_training.activations import EXAMPLES, Watch
+from trimtab.inner_training.curvature import TRACE_VECTORS, hessian_trace, largest_curvature
+from trimtab.inner_training.faults import Faults
+from trimtab.inner_training.feeding import Feed, feed_of, place_of
+from trimtab.inner_training.layout import FlatLayout
+from trimtab.inner_training.measurements import MEASUREMENTS, PROBE_EVERY
+from trimtab.inner_training.stepping import renewal, run_loss_of, served, stacked_gradients
+from trimtab.inner_training.streams import draw_words
+from trimtab.inner_training.task import TaskFamily
+from trimtab.inner_training.update_rules import Coefficients
+
+HESSIAN: dict[str, tuple[Callable[..., Tensor], int]] = {  # by measurement: its function, and how many random vectors
+    "curvature_max": (largest_curvature, 1),
+    "curvature_trace": (hessian_trace, TRACE_VECTORS),
+}
+TINY_SHARE = 0.1  # of the gradient's root mean square: elements below it are tiny; 8% of a normal distribution are
+
+
+class LastStep(NamedTuple):
+    """The last step of an interval: parameters before and after it and its gradient, (N, P), and its columns (N, C)."""
+
+    before: Tensor
+    after: Tensor
+    gradient: Tensor
+    by: Tensor
+
+    def of_runs(self, runs: Tensor) -> LastStep:
+        """That of some runs (indices)."""
+        return LastStep(*(tensor[runs] for tensor in self))
+
+
+class _Batch(NamedTuple):
+    """What the last step was fed: x (N, B, *shape), y (N, B, ...) and weight (N, B), and each run's seed and step (N,)."""
+
+    x: Tensor
+    y: Tensor
+    weight: Tensor
+    seed: Tensor
+    step: Tensor
+
+    def few(self) -> _Batch:
+        """The first examples only, of a weight that sums to 1."""
+        x, y, weight = (tensor[:, :EXAMPLES] for tensor in self[:3])
+        return self._replace(x=x, y=y, weight=weight / weight.sum(1, keepdim=True))
+
+
+def sparsity(gradient: Tensor, parameters: Tensor) -> Tensor:
+    """Share (N,) of the elements of gradients (N, P) that are below a tenth of their root mean square.
+
+    Where gradient and parameter are exactly 0 there is none: padding, and weights of units that a gate switched off.
+
+    >>> gradient = torch.tensor([[3.0, 0.1, 0.0, 0.0]])
+    >>> float(sparsity(gradient, torch.tensor([[1.0, 1.0, 1.0, 0.0]]))) == float(torch.tensor(2 / 3))
+    True
+    """
+    present = (gradient != 0) | (parameters != 0)
+    count = present.sum(1)
+    root_mean_square = (gradient.square().sum(1) / count).sqrt()
+    tiny = present & (gradient.abs() < TINY_SHARE * root_mean_square[:, None])
+    return torch.where(gradient.isfinite().all(1), tiny.sum(1) / count, torch.nan)
+
+
+def secant(before: Tensor, after: Tensor, moved: Tensor) -> Tensor:
+    """Curvature (N,) along a step ``moved`` (N, P) from the gradients (N, P) before and after it, on the same batch."""
+    return ((after - before) * moved).sum(1) / moved.square().sum(1)
+
+
+class Probes:
+    """Takes the measurements that are asked for, of each run in its first interval and then in every few.
+
+    Args:
+        family, layout: of the population.
+        num_runs: N.
+    """
+
+    def __init__(self, family: TaskFamily, layout: FlatLayout, num_runs: int) -> None:
+        self._family, self._layout, self._renewed = family, layout, renewal(family, layout)
+        self._names: frozenset[str] = frozenset()
+        self._every = PROBE_EVERY
+        self._intervals = np.zeros(num_runs, dtype=np.int64)
+
+    def choose(self, names: Sequence[str], every: int) -> None:
+        """Takes ``names`` from now on, every so many intervals."""
+        for name in names:
+            if name not in MEASUREMENTS:
+                raise unknown("measurement", name, MEASUREMENTS)
+        check_whole("every", every, 1)
+        self._names, self._every = frozenset(names), every
+
+    def reset(self, runs: Sequence[int]) -> None:
+        """Runs that start anew, with a first interval to come."""
+        self._intervals[list(runs)] = 0
+
+    def take(self, step: LastStep, feed: Feed, inputs: Tensor) -> dict[str, Tensor]:
+        """Measurements (N,) or (C, N) by name after an interval, NaN for runs in which none was due.
+
+        Args:
+            step: the interval's last.
+            feed: as it is after that step.
+            inputs: of the family.
+        """
+        due = self._intervals % self._every == 0
+        self._intervals += 1
+        if not self._names or not due.any():
+            return {}
+        feed = replace(feed, step=feed.step - 1)
+        if due.all():
+            return self._measured(step, feed, inputs)
+        runs = torch.from_numpy(np.flatnonzero(due)).to(step.by.device)
+        found = self._measured(step.of_runs(runs), feed_of(feed, runs), inputs)
+        everywhere = {
+            name: torch.full((*value.shape[:-1], len(due)), torch.nan, device=value.device)
+            for name, value in found.items()
+        }
+        return {name: whole.index_copy(-1, runs, found[name]) for name, whole in everywhere.items()}
+
+    @torch.no_grad()
+    def _measured(self, step: LastStep, feed: Feed, inputs: Tensor) -> dict[str, Tensor]:
+        place, width = place_of(feed), len(Coefficients._fields)
+        faults = Faults(*step.by[:, width:].unbind(1)) if step.by.shape[1] > width else None
+        step = step._replace(before=self._renewed(step.before, place))
+        batch = _Batch(*served(self._family, feed, place, inputs, faults), feed.seed, feed.step)
+        found: dict[str, Tensor] = {}
+        if "grad_sparsity" in self._names:
+            found["grad_sparsity"] = sparsity(step.gradient, step.before)
+        if "curvature" in self._names:
+            found["curvature"] = self._curvature(step, feed, batch)
+        found |= self._activations(step.before, feed, batch.few())
+        return found | self._hessian(step.after, feed, batch.few())
+
+    def _curvature(self, step: LastStep, feed: Feed, batch: _Batch) -> Tensor:
+        gradients = stacked_gradients(self._family)
+        by_name, _ = gradients(self._layout.views(step.after), feed.buffers, batch.x, batch.y, batch.weight)
+        return secant(step.gradient, self._layout.flatten(by_name), step.after - step.before)
+
+    def _activations(self, parameters: Tensor, feed: Feed, batch: _Batch) -> dict[str, Tensor]:
+        names = self._names & {"saturation", "dormant", "features"}
+        if not names:
+            return {}
+
+        def seen(parameters: Any, buffers: Any, x: Tensor, weight: Tensor) -> dict[str, Tensor]:
+            with Watch(names, len(x), weight) as watch:
+                functional_call(self._family.module, (parameters, buffers), (x,))
+            return watch.results()
+
+        found = vmap(seen)(self._layout.views(parameters), feed.buffers, batch.x, batch.weight)
+        return {name: value if value.ndim == 1 else value.mT for name, value in found.items()}
+
+    def _hessian(self, parameters: Tensor, feed: Feed, batch: _Batch) -> dict[str, Tensor]:
+        views, run_loss = self._layout.views(parameters), run_loss_of(self._family)
+        found: dict[str, Tensor] = {}
+        for name, (function, vectors) in HESSIAN.items():
+            if name in self._names:
+
+                def of_run(function: Any, at: Any, signs: Any, buffers: Any, *data: Tensor) -> Any:
+                    return function(lambda where: run_loss(where, buffers, *data)[0], at, signs)
+
+                signs = self._signs(batch, vectors)
+                found[name] = vmap(partial(of_run, function))(
+                    views, signs, feed.buffers, batch.x, batch.y, batch.weight
+                )
+        return found
+
+    def _signs(self, batch: _Batch, count: int) -> dict[str, Tensor]:
+        """Random signs by name (N, count, *shape), which follow from each run's seed and step."""
+        runs, width = len(batch.seed), self._layout.width
+        word = draw_words((batch.seed + 0x2545F491) & 0x7FFFFFFF, batch.step) & 0x7FFFFFFF
+        counter = torch.arange(count * width, device=word.device)[None]
+        signs = ((draw_words(word[:, None], counter) >> 16) & 1).float() * 2 - 1
+        by_name = self._layout.views(signs.view(runs * count, width))
+        return {name: part.reshape(runs, count, *part.shape[1:]) for name, part in by_name.items()}
