@@ -121,3 +121,10 @@ def cifar_20(folder: Path) -> Path:
 def text_image(folder: Path) -> Path:
     text_as(write_images(folder / "insects") / "cat" / "4.bmp")
     return folder / "insects"
+
+
+def divided(folder: Path) -> Path:
+    """A folder with the classes one level further down."""
+    for name in ("train", "test"):
+        write_images(folder / name)
+    return folder

@@ -16,6 +16,7 @@ from tests.inner_training.files import (
     cifar_20,
     cifar_mislabelled,
     cifar_without_class,
+    divided,
     images_with,
     one_class,
     pickled_cifar,
@@ -31,6 +32,7 @@ from trimtab import cli
 from trimtab.errors import MissingExtraError, UserError
 from trimtab.inner_training.population import Population
 from trimtab.inner_training.tasks import resolve_family
+from trimtab.inner_training.tasks.local_files import common
 from trimtab.inner_training.tasks.local_files.cifar import cifar_task
 from trimtab.inner_training.tasks.local_files.image_folder import image_folder_task
 from trimtab.inner_training.tasks.local_files.npz import npz_task
@@ -60,6 +62,7 @@ WRONG: list[tuple[str, Callable[[Path], Path], str]] = [
     ("image-folder", lambda at: at / "nowhere", "there is no file or folder .* one folder of images for each class"),
     ("image-folder", lambda at: text_as(at / "a.txt"), "a.txt is a file; give a folder that holds one folder"),
     ("image-folder", lambda at: at, "holds no folders; give a folder that holds one folder of images for each class"),
+    ("image-folder", divided, "holds test, train and no classes; give one of these folders"),
     ("image-folder", one_class, "holds 1 class; give at least two"),
     ("image-folder", lambda at: images_with(at, empty=True), "class 'dog' has no example; put images .* or remove"),
     (
@@ -128,6 +131,16 @@ def test_what_is_wrong_is_said_in_one_line(
         resolve_family(f"{form}:{path}")
     assert "\n" not in str(caught.value)
     assert str(path) in str(caught.value)
+
+
+def test_inputs_that_fill_the_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(common, "LARGEST_TABLE", 72 * 3 * 32 * 32 * 4 - 1)
+    with pytest.raises(UserError, match=r"72 examples of shape \(3, 32, 32\) take 0.0 GiB as float32, .* use smaller"):
+        image_folder_task(write_images(tmp_path / "insects"))
+    assert len(image_folder_task(tmp_path / "insects", examples=71).inputs) == 71
+    monkeypatch.setattr(common, "LARGEST_TABLE", 120 * 6 * 4 - 1)
+    with pytest.raises(UserError, match=r"120 examples of shape \(6,\)"):
+        npz_task(write_npz(tmp_path / "a.npz"))
 
 
 def test_options_out_of_range(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from trimtab.inner_training.tasks.recipe import RecipeRange, rng_for
 EXAMPLES = 10_000  # read at most, by default: a run of 1,000 steps of 64 sees no more than 64,000 anyway
 KEPT = 4  # examples of each class that are kept, however rare the class is
 HIDDEN = 64
+LARGEST_TABLE = 2 * 2**30  # bytes
 
 Network = Callable[[], nn.Module]
 
@@ -74,6 +76,20 @@ def chosen(name: str, labels: np.ndarray, most: int | None) -> np.ndarray:
     rank[by_class] = np.arange(labels.size) - starts
     first = order[np.argsort(rank[order] >= KEPT, kind="stable")]
     return np.sort(first[:most])
+
+
+def check_size(path: Path, examples: int, shape: tuple[int, ...]) -> None:
+    """Refuses inputs (examples, *shape) that would take more than 2 GiB as float32, which every run's device holds.
+
+    Raises:
+        UserError: saying how large they would be.
+    """
+    size = 4 * examples * math.prod(shape)
+    if size > LARGEST_TABLE:
+        raise UserError(
+            f"{path}: {examples} examples of shape {shape} take {size / 2**30:.1f} GiB as float32, and more than "
+            f"{LARGEST_TABLE / 2**30:g} are refused; use smaller ones, or fewer with a function that sets examples="
+        )
 
 
 def scaled_images(pixels: np.ndarray) -> np.ndarray:

@@ -13,6 +13,7 @@ from trimtab.inner_training.tasks.local_files.common import (
     EXAMPLES,
     Network,
     check_classes,
+    check_size,
     chosen,
     existing,
     family_of,
@@ -23,6 +24,7 @@ from trimtab.inner_training.tasks.recipe import RecipeRange
 
 ENDINGS = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 LARGEST = 256
+DIVISIONS = ("train", "training", "val", "valid", "validation", "test")
 
 
 def image_folder_task(
@@ -59,6 +61,10 @@ def image_folder_task(
     classes = sorted(one for one in folder.iterdir() if one.is_dir() and not one.name.startswith("."))
     if not classes:
         raise UserError(f"{folder} holds no folders; {layout}")
+    if all(one.name.lower() in DIVISIONS for one in classes):
+        raise UserError(
+            f"{folder} holds {', '.join(one.name for one in classes)} and no classes; give one of these folders"
+        )
     files = [_images(one) for one in classes]
     labels = np.repeat(np.arange(len(classes)), [len(one) for one in files])
     remedy = f"put images ({', '.join(ENDINGS)}) into its folder, or remove the folder"
@@ -66,6 +72,7 @@ def image_folder_task(
     name = family_name("image-folder", folder)
     every = [file for one in files for file in one]
     rows = chosen(name, labels, examples)
+    check_size(folder, rows.size, (3, size, size))
     pixels = np.stack([_read(every[row], size) for row in rows])
     return family_of(
         folder,

@@ -15,6 +15,7 @@ from trimtab.inner_training.tasks.local_files import family_name
 from trimtab.inner_training.tasks.local_files.common import (
     EXAMPLES,
     Network,
+    check_size,
     chosen,
     existing,
     family_of,
@@ -63,6 +64,7 @@ def npz_task(
     else:
         loss, targets = "mse", _standardised(labels)
         outputs, rows = 1, chosen(name, np.zeros(labels.size, dtype=np.int64), examples)
+    check_size(file, rows.size, inputs.shape[1:])
     image = inputs.ndim == 4 and inputs.dtype == np.uint8 and inputs.shape[1] in (1, 3)
     table = scaled_images(inputs[rows]) if image else _standardised(inputs[rows])
     shape = table.shape[1:]
