@@ -14,7 +14,8 @@ from trimtab.inner_training.tasks.recipe import rng_for
 SIZE = 16  # pixels along an edge
 NOISE = (0.05, 0.1, 0.2)  # standard deviation of the pixel noise of each level; the contrast of a shape is 0.4 to 1
 COPIES = 100  # images of one class, level and role
-FEWEST_CLASSES, FEWEST, MOST = 4, 200, 1000
+FEWEST_CLASSES, MOST_CLASSES = 4, 12  # of an instance
+FEWEST_COPIES, FEWEST, MOST = 40, 200, 1000  # images of an instance: per class, and in all
 
 Plane = np.ndarray  # (n, SIZE, SIZE)
 Shape = Callable[[Plane, Plane], Plane]
@@ -104,7 +105,7 @@ def _clutter(rng: np.random.Generator, count: int, clouds: bool) -> Plane:
 def draw_sprites(rng: np.random.Generator, shape: Shape, count: int, style: Style, noise: float) -> Plane:
     """Draws images of one shape.
 
-    Each image has its own shift (up to 2.5 pixels either way), half-size (3.5 to 6 pixels), stretch (0.8 to 1.25),
+    Each image has its own shift (up to 1.5 pixels either way), half-size (4 to 6 pixels), stretch (0.8 to 1.25),
     rotation, contrast (0.4 to 1), ground level, clutter and pixel noise.
 
     Args:
@@ -118,9 +119,9 @@ def draw_sprites(rng: np.random.Generator, shape: Shape, count: int, style: Styl
         (count, SIZE, SIZE) float32 images around zero: a ground of 0 to 0.3 and shapes up to 1.3, minus one half.
     """
     pixel = np.arange(SIZE, dtype=np.float32) - (SIZE - 1) / 2
-    x, y = pixel - _spread(rng, count, -2.5, 2.5), pixel[:, None] - _spread(rng, count, -2.5, 2.5)
+    x, y = pixel - _spread(rng, count, -1.5, 1.5), pixel[:, None] - _spread(rng, count, -1.5, 1.5)
     angle = _spread(rng, count, -style.rotation, style.rotation)
-    half, stretch = _spread(rng, count, 3.5, 6.0), np.exp(_spread(rng, count, -0.22, 0.22))
+    half, stretch = _spread(rng, count, 4.0, 6.0), np.exp(_spread(rng, count, -0.22, 0.22))
     u = (x * np.cos(angle) + y * np.sin(angle)) / (half * stretch)
     v = (y * np.cos(angle) - x * np.sin(angle)) / (half / stretch)
     inside = np.clip(0.5 - shape(u, v) * half, 0, 1)
@@ -152,16 +153,19 @@ def sprite_table() -> tuple[np.ndarray, np.ndarray]:
 
 
 def sprite_examples(rng: np.random.Generator, held_out: bool) -> Examples:
-    """Draws 4 to 16 of the shapes, renumbered in random order, one level of noise, and 200 to 1,000 images.
+    """Draws 4 to 12 of the shapes, renumbered in random order, one level of noise, and 200 to 1,000 images.
+
+    There are at least 40 images per class on average.
 
     Args:
         rng: source of the draw.
         held_out: whether the images are those of held-out instances.
     """
-    classes = int(rng.integers(FEWEST_CLASSES, CLASSES + 1))
+    classes = int(rng.integers(FEWEST_CLASSES, MOST_CLASSES + 1))
     chosen = rng.permutation(CLASSES)[:classes]
     level = int(rng.integers(len(NOISE)))
-    count = int(rng.integers(FEWEST, min(MOST, classes * COPIES) + 1))
+    fewest, most = max(FEWEST, classes * FEWEST_COPIES), min(MOST, classes * COPIES)
+    count = int(rng.integers(fewest, most + 1))
     place = rng.permutation(classes * COPIES)[:count]
     labels, copies = np.divmod(place, COPIES)
     first = (int(held_out) * len(NOISE) + level) * CLASSES

@@ -1,0 +1,90 @@
+"""Families of small images, learned by convolutional networks."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import torch
+
+from trimtab.inner_training.networks import Arrays, build_module
+from trimtab.inner_training.networks.convnets import ChannelNet, ConvNet, ResidualNet, initial_channels
+from trimtab.inner_training.tasks import sprites, textures
+from trimtab.inner_training.tasks.classification import ClassificationFamily, Examples, Variation
+
+CHANNELS = 16
+
+
+class ImageFamily(ClassificationFamily):
+    """Grey images of 16 x 16 pixels, learned by a network with channel gates.
+
+    Set in all subclasses:
+        ``examples``, and what ``__init__`` takes.
+    """
+
+    module: ChannelNet
+    variation = Variation(narrowest=4)
+
+    def __init__(self, name: str, doc: str, module: ChannelNet, images: np.ndarray) -> None:
+        """Sets what all subclasses need.
+
+        Args:
+            name: lower-case words with hyphens; it seeds the streams of the instances.
+            doc: one line for tables.
+            module: the network.
+            images: (R, colours, size, size) float32 table.
+        """
+        self.name, self.doc, self.module = name, doc, module
+        self.widest = module.channels
+        self.inputs = torch.from_numpy(images)
+        self.max_batch = self.recipe.batch[1]
+        self.loss_cap = 2 * math.log(module.outputs)
+
+    def initial(self, rng: np.random.Generator, width: int, scale: float, data: Examples) -> tuple[Arrays, Arrays]:
+        """Draws initial parameters and gates (see ``initial_channels``)."""
+        return initial_channels(self.module, rng, width, scale)
+
+
+class Sprites(ImageFamily):
+    """Some of sixteen drawn shapes (see ``sprite_examples``).
+
+    Held-out instances have images of their own, which look different as well: dark on light with a smooth clutter, not
+    light on dark among dots. The families of sprites share the table, so that none has seen what another is judged on.
+    """
+
+    max_examples = sprites.MOST
+
+    def __init__(self, name: str, doc: str, network: str = "convolution", **options: Any) -> None:
+        def make() -> ChannelNet:
+            if network == "residual":
+                return ResidualNet(1, CHANNELS, sprites.CLASSES, **options)
+            return ConvNet(1, sprites.SIZE, CHANNELS, sprites.CLASSES, **options)
+
+        super().__init__(name, doc, build_module(make, seed=0), sprites.sprite_table()[0])
+
+    def examples(self, rng: np.random.Generator, held_out: bool) -> Examples:
+        """Draws shapes, a level of noise and images (see ``sprite_examples``)."""
+        return sprites.sprite_examples(rng, held_out)
+
+
+class Textures(ImageFamily):
+    """Which photograph a patch is from (see ``texture_examples``); held-out instances have photographs of their own.
+
+    Raises:
+        MissingExtraError: when scikit-image is not installed.
+    """
+
+    max_examples = textures.MOST
+
+    def __init__(self, name: str, doc: str) -> None:
+        images = textures.texture_table()[0]
+
+        def make() -> ChannelNet:
+            return ConvNet(1, textures.SIZE, CHANNELS, textures.CLASSES, pooled=True)
+
+        super().__init__(name, doc, build_module(make, seed=0), images)
+
+    def examples(self, rng: np.random.Generator, held_out: bool) -> Examples:
+        """Draws photographs and tiles (see ``texture_examples``)."""
+        return textures.texture_examples(rng, held_out)
