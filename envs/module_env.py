@@ -9,9 +9,12 @@ from trimtab.envs.gymnasium_env import TrimtabEnv
 from trimtab.envs.populations import Populations
 from trimtab.envs.sb3_vec_env import TrimtabVecEnv
 from trimtab.envs.scenario import Scenario, load_scenario
-from trimtab.errors import UserError
+from trimtab.errors import MismatchError, UserError
 from trimtab.inner_training.module_family import ModuleFamily
+from trimtab.inner_training.module_parts import Parts
 from trimtab.inner_training.module_run import ModuleRun, Snapshots
+
+__all__ = ["ModuleFamily", "ModuleRun", "Parts", "module_env", "module_populations", "module_vec"]
 
 OWN = "module:run"  # stands for the task families of a scenario whose runs are given
 
@@ -20,7 +23,11 @@ def _shown(scenario: str | Path | Scenario | None) -> Scenario:
     """The scenario as the environment has it."""
     if scenario is None:
         return Scenario.of({"id": "module-run", "families": [OWN]})
-    return load_scenario(scenario).replace(families=[OWN])
+    given = load_scenario(scenario)
+    for name, value in (("disturbances", given.disturbances), ("a deadline", given.deadline)):
+        if value:
+            raise MismatchError(f"scenario {given.id!r} has {name}, which only populations know; leave that key out")
+    return given.replace(families=[OWN])
 
 
 def module_populations(families: Sequence[ModuleFamily], scenario: Scenario, snapshots: Snapshots) -> Populations:
@@ -43,7 +50,7 @@ def module_env(
     Args:
         family: makes the runs; each needs validation data, which the reward is made of.
         scenario: levers, signals, interval, guard and reward: an id, a YAML file, a scenario, or None for the defaults.
-            Its task families give way to the run.
+            Its task families give way to the run; it may have no disturbances and no deadline.
         held_out: take held-out seeds.
         snapshots: where the guard's two copies of the run lie: ``"device"``, ``"cpu"``, or ``"off"`` for none.
 

@@ -31,6 +31,7 @@ class Parts:
         validation, test: iterables of batches that can be iterated again and again; None for none.
         scheduler: anything with ``step()``, called after each optimizer step up to the budget; None for none.
         scaler: a ``torch.amp.GradScaler``; steps that it skips do not count. None for none.
+        accumulate: batches whose mean gradient makes one step, >= 1.
     """
 
     module: nn.Module
@@ -42,6 +43,7 @@ class Parts:
     test: Iterable[Any] | None = None
     scheduler: Any = None
     scaler: Any = None
+    accumulate: int = 1
 
     @property
     def device(self) -> torch.device:
@@ -75,6 +77,7 @@ def check_parts(made: object, what: str) -> Parts:
         raise UserError(f"the module of {what} is a {type(made.module).__name__}; it must be a torch.nn.Module")
     _check_optimizer(made, what)
     check_whole(f"total_steps of {what}", made.total_steps, 1)
+    check_whole(f"accumulate of {what}", made.accumulate, 1)
     if not callable(made.loss):
         raise UserError(f"the loss of {what} is a {type(made.loss).__name__}; give a function loss(module, batch)")
     for name in ("train", "validation", "test"):

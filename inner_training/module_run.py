@@ -32,7 +32,7 @@ class _Underway:
     Attributes:
         parts, live, batches, random: what it is made of, its steps, its data and its random state.
         snapshots: None where none are kept.
-        batch_size: examples in its first batch, NaN where they cannot be counted.
+        batch_size: examples in its first step, NaN where they cannot be counted.
         device: of its parameters.
     """
 
@@ -124,7 +124,7 @@ class ModuleRun:
             )
             snapshots.take(0)
         with random.inside(device):
-            batch_size = float(examples_in(batches.peek()) or np.nan)
+            batch_size = float(examples_in(batches.peek()) or np.nan) * parts.accumulate
         return _Underway(parts, LiveRun(parts.optimizer, 1), batches, random, snapshots, batch_size, device)
 
     def _now(self) -> _Underway:
@@ -185,7 +185,7 @@ class ModuleRun:
         with now.random.inside(now.device), torch.enable_grad():
             while live.position < steps and skipped <= MOST_SKIPPED:
                 before = live.steps
-                loss = self._step(now.parts, now.batches.take())
+                loss = self._step(now.parts, [now.batches.take() for _ in range(now.parts.accumulate)])
                 if live.steps == before:
                     skipped += 1
                     continue
@@ -199,29 +199,33 @@ class ModuleRun:
             raise RuntimeError(f"an interval of {self._what} could not be measured; the log says why")
         return telemetry
 
-    def _step(self, parts: Parts, batch: Any) -> Tensor:
-        """One step on a batch; gives its loss."""
-        losses = []
+    def _step(self, parts: Parts, batches: Sequence[Any]) -> Tensor:
+        """One step on the mean gradient of some batches; gives the mean loss before it."""
+        first: list[Tensor] = []
 
-        def backward() -> float:
+        def backward() -> Tensor:
             parts.optimizer.zero_grad()
-            loss = check_loss(parts.loss(parts.module, batch), self._what)
-            if not loss.requires_grad:
-                raise UserError(f"the loss of {self._what} has no gradient; compute it from the module's outputs")
-            (loss if parts.scaler is None else parts.scaler.scale(loss)).backward()
-            losses.append(loss.detach())
-            return loss  # type: ignore[return-value]  # what optimizers that take a closure do expect
+            losses = []
+            for batch in batches:
+                loss = check_loss(parts.loss(parts.module, batch), self._what)
+                if not loss.requires_grad:
+                    raise UserError(f"the loss of {self._what} has no gradient; compute it from the module's outputs")
+                share = loss / len(batches)
+                (share if parts.scaler is None else parts.scaler.scale(share)).backward()
+                losses.append(loss.detach())
+            first.append(torch.stack(losses).mean())
+            return first[-1]
 
         if parts.needs_closure:
-            parts.optimizer.step(backward)
-            return losses[0]
+            parts.optimizer.step(backward)  # type: ignore[arg-type]  # as its own documentation has it
+            return first[0]
         backward()
         if parts.scaler is None:
             parts.optimizer.step()
         else:
             parts.scaler.step(parts.optimizer)
             parts.scaler.update()
-        return losses[0]
+        return first[0]
 
     @torch.no_grad()
     def evaluate(self, split: str, max_examples: int | None = None) -> Tensor:

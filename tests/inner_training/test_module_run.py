@@ -368,6 +368,20 @@ def test_evaluation_is_the_mean_over_examples() -> None:
     assert float(run.evaluate("validation", 16)) == pytest.approx(losses[0])
 
 
+def test_several_batches_make_one_step() -> None:
+    pairs = data(64)
+    wide = [tuple(map(torch.cat, zip(*pairs[at : at + 2], strict=True))) for at in (0, 2)]
+    runs = []
+    for train, accumulate in ((pairs, 2), (wide, 1)):
+        module = nn.Linear(4, 1)
+        nn.init.ones_(module.weight), nn.init.zeros_(module.bias)
+        runs.append(started(lambda seed: parts(module, train=train, accumulate=accumulate)))  # noqa: B023 - called at once
+    losses = [run.advance(4).losses for run in runs]
+    assert torch.allclose(*losses, rtol=1e-5)
+    assert torch.allclose(runs[0].parts.module.weight, runs[1].parts.module.weight, rtol=1e-5)
+    assert [run.reading(None, np.zeros(1)).batch_size.item() for run in runs] == [32, 32]
+
+
 def test_an_optimizer_that_evaluates_the_loss_itself() -> None:
     batches = data(64)
 
@@ -536,6 +550,7 @@ def bad_parts() -> dict[str, tuple[Callable[[], Any], str]]:
             "2 of the 2 parameters of the optimizer of run 'tried' do not belong to its module; make the optimizer from",
         ),
         "no budget": (lambda: parts(total_steps=0), "total_steps of run 'tried' is 0; it must be at least 1"),
+        "no batch per step": (lambda: parts(accumulate=0), "accumulate of run 'tried' is 0; it must be at least 1"),
         "no loss": (lambda: parts(loss=3.0), "the loss of run 'tried' is a float; give a function"),
         "no loader": (lambda: parts(train=None), "train of run 'tried' is a NoneType; it must be an iterable"),
         "empty": (lambda: parts(train=[]), "train of run 'tried' holds no batch"),
