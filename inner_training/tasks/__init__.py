@@ -51,6 +51,11 @@ _built_in(
 )
 _built_in("tabular-mlp", "iris, wine and breast cancer, one hidden layer, relu", "tabular:TabularMLP")
 _built_in("teacher-mlp", "labels of random teacher networks, one hidden layer, relu", "teacher:TeacherMLP")
+_built_in("sprites-conv", "drawn shapes with nuisances, two convolutions", "images:Sprites")
+_built_in(
+    "sprites-resnet", "drawn shapes with nuisances, residual with group norm", "images:Sprites", network="residual"
+)
+_built_in("textures-conv", "tiles of photographs that scikit-image ships, two convolutions", "images:Textures")
 _built_in("graph", "nodes of random and bundled graphs, two-layer graph convolution", "graphs:GraphNodes")
 _built_in(
     "regression",
