@@ -26,6 +26,7 @@ from tests.inner_training.files import (
 )
 from trimtab.envs.scenario import FamilyShare, Scenario
 from trimtab.errors import ConfigError, UserError
+from trimtab.inner_training.networks.convnets import ConvNet
 from trimtab.inner_training.population import Population
 from trimtab.inner_training.schedules import BaseSchedule
 from trimtab.inner_training.task import OptimizerSettings, TaskFamily
@@ -156,6 +157,18 @@ def test_too_many_examples_are_thinned_out(tmp_path: Path) -> None:
     np.testing.assert_array_equal(chosen("some", labels, None), np.arange(1032))
     np.testing.assert_array_equal(chosen("some", labels, 5000), np.arange(1032))
     assert len(npz_task(write_npz(tmp_path / "table.npz"), examples=60).inputs) == 60
+
+
+@pytest.mark.parametrize(
+    ("shape", "layers", "seen"),
+    [((1, 4, 4), 1, 4), ((3, 8, 8), 1, 16), ((3, 32, 32), 3, 16), ((3, 256, 256), 5, 64), ((3, 20, 48), 2, 1)],
+)
+def test_the_default_network_halves_images(shape: tuple[int, int, int], layers: int, seen: int) -> None:
+    network = common.image_network(shape, 7)
+    assert isinstance(network, ConvNet)
+    assert len(network.layers) == layers
+    assert network.head.in_features == common.CHANNELS * seen
+    assert network(torch.zeros(2, *shape)).shape == (2, 7)
 
 
 def test_a_network_of_ones_own(tmp_path: Path) -> None:

@@ -11,12 +11,13 @@ from torch import nn
 
 from trimtab.errors import UserError, check_whole
 from trimtab.inner_training.networks import MLP
+from trimtab.inner_training.networks.convnets import ConvNet
 from trimtab.inner_training.tasks.arrays import FEWEST, ArrayTask
 from trimtab.inner_training.tasks.recipe import RecipeRange, rng_for
 
 EXAMPLES = 10_000  # read at most, by default: a run of 1,000 steps of 64 sees no more than 64,000 anyway
 KEPT = 4  # examples of each class that are kept, however rare the class is
-HIDDEN = 64
+HIDDEN, CHANNELS = 64, 16  # of the default networks
 LARGEST_TABLE = 2 * 2**30  # bytes
 
 Network = Callable[[], nn.Module]
@@ -100,8 +101,13 @@ def scaled_images(pixels: np.ndarray) -> np.ndarray:
 
 
 def image_network(shape: tuple[int, ...], outputs: int) -> nn.Module:
-    """The default network for images (C, H, W)."""
-    return flat_network(shape, outputs)
+    """The default network for images (C, H, W): 1 to 5 convolutions that each halve the image, to about 4 x 4.
+
+    The head sees every position of a square image, and the mean over the positions of any other.
+    """
+    colours, height, width = shape
+    halvings = min(max(int(math.log2(min(height, width))) - 2, 1), 5)
+    return ConvNet(colours, height, CHANNELS, outputs, strides=(2,) * halvings, pooled=height != width)
 
 
 def flat_network(shape: tuple[int, ...], outputs: int) -> nn.Module:
