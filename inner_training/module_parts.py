@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -51,7 +53,7 @@ class Parts:
         first: Tensor = self.optimizer.param_groups[0]["params"][0]
         return first.device
 
-    @property
+    @cached_property
     def needs_closure(self) -> bool:
         """Whether the optimizer evaluates the loss itself, as LBFGS does."""
         closure = inspect.signature(type(self.optimizer).step).parameters.get("closure")
@@ -167,6 +169,18 @@ def examples_in(batch: Any) -> int | None:
     if isinstance(batch, list | tuple):
         return next((count for count in map(examples_in, batch) if count is not None), None)
     return None
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Puts a module in evaluation mode for a block, and each part of it back to its own mode after it."""
+    modes = [(part, part.training) for part in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, training in modes:
+            part.training = training
 
 
 class Batches:

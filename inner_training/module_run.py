@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import weakref
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -16,7 +16,7 @@ from trimtab.inner_training.levers import LEVERS
 from trimtab.inner_training.live_run import CLIP, LiveRun
 from trimtab.inner_training.live_snapshot import LiveSnapshots
 from trimtab.inner_training.module_family import ModuleFamily, ModuleInstance
-from trimtab.inner_training.module_parts import Batches, Parts, check_loss, check_parts, examples_in
+from trimtab.inner_training.module_parts import Batches, Parts, check_loss, check_parts, evaluating, examples_in
 from trimtab.inner_training.own_randomness import OwnRandomness
 from trimtab.inner_training.reading import Reading
 from trimtab.inner_training.telemetry import DEPTHS, SAMPLED_STEPS, Measured, Telemetry
@@ -86,6 +86,7 @@ class ModuleRun:
         self.family, self._place = family, snapshots
         self.instances: list[ModuleInstance | None] = [None]
         self._underway: _Underway | None = None
+        self._last: weakref.ref[nn.Module] | None = None  # the module of the run before, while somebody holds it
         self._what = f"run {family.name!r}"
 
     # --- starting a run ---------------------------------------------------------------------------------------
@@ -99,6 +100,7 @@ class ModuleRun:
         for instance in instances[: len(runs)]:
             self._drop()
             self._underway, self.instances = self._started(instance), [instance]
+            self._last = weakref.ref(self._underway.parts.module)
 
     def _drop(self) -> None:
         """Frees the run at once, before another one takes its place in memory."""
@@ -111,6 +113,10 @@ class ModuleRun:
         random = OwnRandomness(instance.seed)
         with random.inside(_default_device()):
             parts = check_parts(self.family.make(instance.seed), self._what)
+        if self._last is not None and parts.module is self._last():
+            raise UserError(
+                f"make(seed) of {self._what} returned the module of the run before; build a fresh one each time"
+            )
         batches, device = Batches(parts.train, self._what), parts.device
         stateful = (parts.scheduler, parts.scaler, batches if batches.stateful else None, random)
         snapshots = None
@@ -246,7 +252,7 @@ class ModuleRun:
         if loader is None:
             raise UserError(f"{self._what} has no {split} data; give Parts({split}=...)")
         total, count = torch.zeros((), device=now.device), 0
-        with now.random.inside(now.device, keep=False), _evaluating(parts.module):
+        with now.random.inside(now.device, keep=False), evaluating(parts.module):
             for batch in loader:
                 examples = examples_in(batch) or 1
                 total = total + examples * check_loss(parts.loss(parts.module, batch), self._what).float()
@@ -297,15 +303,3 @@ def _unmeasured(steps: int, device: torch.device) -> Telemetry:
 def _default_device() -> torch.device:
     """The device whose generator a maker draws from beside the CPU's."""
     return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
-
-
-@contextmanager
-def _evaluating(module: nn.Module) -> Iterator[None]:
-    """Puts a module in evaluation mode for a block, and each part of it back to its own mode after it."""
-    modes = [(part, part.training) for part in module.modules()]
-    module.eval()
-    try:
-        yield
-    finally:
-        for part, training in modes:
-            part.training = training

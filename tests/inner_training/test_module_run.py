@@ -56,8 +56,8 @@ class Positioned:
         self.position = state["position"]
 
 
-def data(examples: int) -> list[tuple[Tensor, Tensor]]:
-    inputs = torch.randn(examples, 4)
+def data(examples: int, device: str = "cpu") -> list[tuple[Tensor, Tensor]]:
+    inputs = torch.randn(examples, 4).to(device)
     targets = torch.sin(inputs.sum(1, keepdim=True))
     return list(zip(inputs.split(16), targets.split(16), strict=True))
 
@@ -84,17 +84,17 @@ def parts(module: nn.Module | None = None, **changes: Any) -> Parts:
     return Parts(**{**values, **changes})
 
 
-def scheduled(seed: int) -> Parts:
+def scheduled(seed: int, device: str = "cpu") -> Parts:
     """Everything that a snapshot must hold: batch norm, dropout, moments, a schedule, a scaler, a data position."""
     del seed
-    module = network()
+    module = network().to(device)
     optimizer = torch.optim.AdamW(module.parameters(), lr=0.02)
     return parts(
         module,
         optimizer=optimizer,
         scheduler=torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.02, total_steps=40),
-        scaler=torch.amp.GradScaler("cpu", init_scale=64.0, growth_interval=3),
-        train=Positioned(data(160)),
+        scaler=torch.amp.GradScaler(device, init_scale=64.0, growth_interval=3),
+        train=Positioned(data(160, device)),
     )
 
 
@@ -199,9 +199,10 @@ def test_a_population_a_module_run_and_a_controller_see_and_do_the_same(name: st
 # --- snapshots --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 @pytest.mark.parametrize("place", ["device", "cpu"])
-def test_a_restored_run_takes_the_same_steps_again_bit_for_bit(place: Snapshots) -> None:
-    run = started(scheduled, snapshots=place)
+def test_a_restored_run_takes_the_same_steps_again_bit_for_bit(place: Snapshots, device: str) -> None:
+    run = started(lambda seed: scheduled(seed, device), snapshots=place)
     run.advance(7)
     for _ in range(2):  # the first makes the present the candidate, the second confirms it
         run.snapshot(NOW)
@@ -595,6 +596,13 @@ def test_parts_that_do_not_fit_are_refused_before_any_training(name: str) -> Non
 def test_losses_that_cannot_be_descended(loss: Any, message: str) -> None:
     with pytest.raises(UserError, match="the loss of run 'tried' " + message):
         started(lambda seed: parts(loss=loss)).advance(1)
+
+
+def test_a_run_that_goes_on_where_the_last_one_ended_is_no_fresh_one() -> None:
+    module = network()
+    run = started(lambda seed: parts(module))
+    with pytest.raises(UserError, match=r"make\(seed\) of run 'tried' returned the module of the run before"):
+        run.reset([0], [run.family.draw(1, held_out=False)])
 
 
 def test_what_cannot_be_asked() -> None:
