@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 
 import torch
@@ -27,7 +28,9 @@ def hessian_times(loss: Loss, at: Parameters, vector: Parameters) -> Parameters:
     >>> hessian_times(lambda p: (p["x"] ** 3).sum(), at, {"x": torch.tensor([1.0, 1.0])})["x"].tolist()
     [6.0, 12.0]
     """
-    product: Parameters = jvp(grad(loss), (at,), (vector,))[1]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # forward mode imports a deprecated part of torch
+        product: Parameters = jvp(grad(loss), (at,), (vector,))[1]
     return product
 
 

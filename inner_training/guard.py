@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from trimtab.inner_training.envelope import curvature_ceiling, decay_ceiling
 from trimtab.inner_training.levers import Lever
 from trimtab.inner_training.reading import Reading
 
@@ -24,6 +25,7 @@ class Reason(IntFlag):
     ROLLED_BACK = 16
     LOST = 32
     FAULT = 64
+    ENVELOPE = 128
 
 
 REASON_WORDS: dict[Reason, str] = {
@@ -33,6 +35,7 @@ REASON_WORDS: dict[Reason, str] = {
     Reason.BOUND: "the proposed multiplier was outside its absolute bounds",
     Reason.ROLLED_BACK: "the run diverged, so the last stable snapshot was restored and the learning rate lowered",
     Reason.LOST: "the run diverged and the rollback budget is spent, so the controller stands back",
+    Reason.ENVELOPE: "the learning rate is held below the ceiling of the guard's envelope",
     Reason.FAULT: "the policy raised an error, so every lever holds",
 }
 
@@ -57,6 +60,11 @@ class GuardConfig:
         backoff: factor on the learning rate after each rollback, in (0, 1].
         explosion: a run has diverged when the mean loss of an interval exceeds this factor times the larger of
             its first loss and its long-term average (of its magnitude, where that is negative); > 1.
+        curvature_share: holds the learning rate of SGD below this share, in (0, 1], of what the measured curvature
+            allows (``envelope.curvature_ceiling``); None is no such ceiling.
+        decay_power: holds the learning rate below a ceiling that decays with this power, in (0.5, 1]
+            (``envelope.decay_ceiling``, times the upper bound of the learning rate's lever); None is no such ceiling.
+        decay_after: steps until that ceiling has begun to fall, >= 1.
     """
 
     rate_scale: float = 1.0
@@ -64,6 +72,14 @@ class GuardConfig:
     rollback_budget: int = 4
     backoff: float = 0.3
     explosion: float = 10.0
+    curvature_share: float | None = None
+    decay_power: float | None = None
+    decay_after: int = 100
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """The measurements that the guard reads beside those of every interval."""
+        return () if self.curvature_share is None else ("curvature_max",)
 
 
 @dataclass(frozen=True)
@@ -81,7 +97,7 @@ class Health:
     lost: np.ndarray
 
 
-_STATE = ("caution", "rollbacks", "lost", "_first_loss", "_usual_loss")
+_STATE = ("caution", "rollbacks", "lost", "ceiling", "_first_loss", "_usual_loss", "_curvature")
 
 
 class Guard:
@@ -91,6 +107,8 @@ class Guard:
         caution: (N,) factor on the learning rate, lowered by each rollback.
         rollbacks: (N,) rollbacks done.
         lost: (N,) bool, runs that diverged for good.
+        ceiling: (N,) the envelope's limit on the factor by which the scheduled learning rate is multiplied; infinite
+            without an envelope.
     """
 
     def __init__(self, config: GuardConfig, levers: Sequence[Lever], num_runs: int) -> None:
@@ -99,8 +117,10 @@ class Guard:
         self.caution = np.ones(num_runs)
         self.rollbacks = np.zeros(num_runs, dtype=np.int64)
         self.lost = np.zeros(num_runs, dtype=bool)
+        self.ceiling = np.full(num_runs, np.inf)
         self._first_loss = np.full(num_runs, np.nan)
         self._usual_loss = np.full(num_runs, np.nan)
+        self._curvature = np.full(num_runs, np.nan)
 
     def reset(self, mask: np.ndarray) -> None:
         """Starts the runs in ``mask`` afresh."""
@@ -109,6 +129,8 @@ class Guard:
         self.lost[mask] = False
         self._first_loss[mask] = np.nan
         self._usual_loss[mask] = np.nan
+        self._curvature[mask] = np.nan
+        self.ceiling[mask] = np.inf
 
     @property
     def rollbacks_left(self) -> np.ndarray:
@@ -141,7 +163,26 @@ class Guard:
         self.caution[rollback] *= self.config.backoff
         # A loss that is high but finite may still come down: without a rollback only a non-finite run is lost.
         self.lost |= diverged & ~rollback & ~finite
+        self._hold(reading, calm)
         return Health(stable=calm, rollback=rollback, lost=self.lost.copy())
+
+    def _hold(self, reading: Reading, calm: np.ndarray) -> None:
+        """Sets the ceiling for the steps until the next decision; curvature is held between its measurements."""
+        ceiling = np.full(reading.num_runs, np.inf)
+        if self.config.curvature_share is not None:
+            newest = np.abs(reading.probed("curvature_max"))
+            fresh = calm & np.isfinite(newest)
+            self._curvature[fresh] = newest[fresh]
+            allowed = curvature_ceiling(self._curvature, self.config.curvature_share)
+            ceiling = np.where(reading.adaptive > 0, ceiling, allowed)
+        if self.config.decay_power is not None:
+            highest = max((lever.high for lever in self.levers if lever.hyperparameter == "lr"), default=1.0)
+            first = highest * reading.initial_lr
+            ceiling = np.minimum(
+                ceiling, decay_ceiling(first, reading.step, self.config.decay_power, self.config.decay_after)
+            )
+        scheduled = reading.base["lr"]
+        self.ceiling = np.divide(ceiling, scheduled, out=np.full(reading.num_runs, np.inf), where=scheduled > 0)
 
     def limit(
         self, lever: Lever, action: np.ndarray, *, target: bool, multiplier: np.ndarray, available: np.ndarray

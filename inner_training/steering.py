@@ -82,7 +82,7 @@ class Steering:
         if self.energy is not None:
             steps = 0 if reading.measured is None else self.num_runs * len(reading.measured.losses)
             reading.energy = np.full(self.num_runs, self.energy.per_step(steps))
-        reading.caution = self.guard.caution.copy()
+        reading.caution = self._caution()
         reading.rollbacks_left = self.guard.rollbacks_left
         for column, lever in enumerate(self.levers):
             reading.multipliers = {**reading.multipliers, lever.name: self.multipliers[:, column].copy()}
@@ -115,6 +115,9 @@ class Steering:
                 multiplier=before[:, column],
                 available=self.available[:, column],
             )
+            if self.levers[column].hyperparameter == "lr":
+                over = self.multipliers[:, column] * self.guard.caution > self.guard.ceiling
+                reasons[:, column] |= np.where(over, Reason.ENVELOPE, 0)
         after = self.multipliers.copy()
         self._moves = np.log(np.maximum(after, 1e-30)) - np.log(np.maximum(before, 1e-30))
         return Move(proposed=proposed, before=before, after=after, reasons=reasons)
@@ -128,11 +131,21 @@ class Steering:
 
     @property
     def lr_multiplier(self) -> np.ndarray:
-        """(N,) factor on the scheduled learning rate at every step: the lever's multiplier times the guard's caution."""
+        """(N,) factor on the scheduled learning rate at every step: the lever's multiplier times the guard's caution,
+        at most the guard's ceiling."""
+        return np.minimum(self._lr_position() * self.guard.caution, self.guard.ceiling)
+
+    def _lr_position(self) -> np.ndarray:
         for column, lever in enumerate(self.levers):
             if lever.hyperparameter == "lr":
-                return self.multipliers[:, column] * self.guard.caution
-        return self.guard.caution.copy()
+                return self.multipliers[:, column]
+        return np.ones(self.num_runs)
+
+    def _caution(self) -> np.ndarray:
+        """(N,) what the guard makes of the lever's multiplier: its caution, or less under its ceiling."""
+        position = self._lr_position()
+        over = position * self.guard.caution > self.guard.ceiling
+        return np.where(over, self.guard.ceiling / position, self.guard.caution)
 
     def hyperparameters(self, base: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Effective value (N,) of each governed hyperparameter but the learning rate (see ``lr_multiplier``).
