@@ -45,6 +45,7 @@ class Evaluation:
         rollbacks: (runs,) snapshots restored by the guard.
         measures: further figures (runs,) by name, of families that have them (see ``PhaseRecord.measures``); in a
             scenario of several families, those that all of them have.
+        disturbed: by kind of disturbance, in how many steps of each run it was active, (runs,).
         wall_seconds: time for all runs: training, validation, guard and policy; not the test losses.
     """
 
@@ -65,6 +66,7 @@ class Evaluation:
     rollbacks: np.ndarray
     wall_seconds: float
     measures: Mapping[str, np.ndarray] = field(default_factory=dict)
+    disturbed: Mapping[str, np.ndarray] = field(default_factory=dict)
 
     @property
     def decisions(self) -> np.ndarray:
@@ -97,7 +99,8 @@ class Evaluation:
         settings = ("learning_rates", "budgets")
         losses = ("final_loss", "best_loss", "final_validation_loss", "trajectory")
         ends = ("diverged", "lost_early", "inner_steps", "rollbacks")
-        return {**{name: getattr(self, name) for name in settings + losses + ends}, **self.measures}
+        disturbed = {f"disturbed_{kind}": steps for kind, steps in self.disturbed.items()}
+        return {**{name: getattr(self, name) for name in settings + losses + ends}, **self.measures, **disturbed}
 
 
 class Evaluator:
@@ -202,7 +205,10 @@ class Evaluator:
             slots = min(self._slots, int((self._family_of == index).sum()))
             share = self.scenario.families[index]
             scored = self._families[index].max_phases > 1
-            made = Populations([share], slots, clip=clip, score=scored, device=self._device, mode=self._mode)
+            faults = self.scenario.disturbance_settings
+            made = Populations(
+                [share], slots, clip=clip, score=scored, disturbances=faults, device=self._device, mode=self._mode
+            )
             made.advance(1, self.scenario.val_examples)  # what is slow the first time is on nobody's clock
             self._blocks[index] = made
         return self._blocks[index]
@@ -218,9 +224,8 @@ class Evaluator:
             if name == "curve":
                 values = [np.pad(curve, ((0, 0), (0, width - curve.shape[1])), mode="edge") for curve in values]
             columns[name] = np.concatenate(values)[order]
-        found_measures = [trial.measures() for _, trial in parts]
-        common = [name for name in found_measures[0] if all(name in one for one in found_measures)]
-        measures = {name: np.concatenate([one[name] for one in found_measures])[order] for name in common}
+        measures = _joined([trial.measures() for _, trial in parts], order)
+        disturbed = _joined([trial.disturbed for _, trial in parts], order)
         columns["learning_rates"] = np.array([instance.optimizer.lr for instance in instances])
         columns["budgets"] = np.array([instance.steps for instance in instances])
         seconds = sum(trial.seconds for _, trial in parts)
@@ -238,10 +243,17 @@ class Evaluator:
                     families=tuple(self._families[index].name for index in self._family_of),
                     wall_seconds=float(seconds * share),
                     measures={name: values[chosen] for name, values in measures.items()},
+                    disturbed={kind: steps[chosen] for kind, steps in disturbed.items()},
                     **{name: values[chosen] for name, values in columns.items()},
                 )
             )
         return found
+
+
+def _joined(parts: Sequence[Mapping[str, np.ndarray]], order: np.ndarray) -> dict[str, np.ndarray]:
+    """Arrays that all parts have, by name, one after another and then in ``order``."""
+    common = [name for name in parts[0] if all(name in part for part in parts)]
+    return {name: np.concatenate([part[name] for part in parts])[order] for name in common}
 
 
 def check_fits(policy: Policy, scenario: Scenario) -> None:

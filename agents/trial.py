@@ -66,6 +66,7 @@ class Trial:
         curve: (runs, decisions) ln bounded validation loss; ``decisions`` covers the longest budget.
         diverged, lost_early: (runs,) bool.
         inner_steps, rollbacks: (runs,) int64.
+        disturbed: by kind of disturbance, in how many steps it was active, (runs,) int64.
         seconds: time on the clock: the policy's decisions, and training, validation and guard between them.
     """
 
@@ -85,6 +86,7 @@ class Trial:
         self.curve = np.full((runs, int(-(-budgets.max() // episodes.scenario.interval))), self._cap)
         self.diverged, self.lost_early = np.zeros(runs, dtype=bool), np.zeros(runs, dtype=bool)
         self.inner_steps, self.rollbacks = np.zeros(runs, dtype=np.int64), np.zeros(runs, dtype=np.int64)
+        self.disturbed = {kind: np.zeros(runs, dtype=np.int64) for kind in episodes.disturbed_steps}
         self.seconds = 0.0
         phased = any(instance.phases for instance in self.instances)
         self._phases = PhaseRecord(episodes, self.instances) if phased else None
@@ -139,6 +141,8 @@ class Trial:
         self.lost_early[runs[ruined & (decisions == 0)]] = True
         self.inner_steps[runs[ended]] = result.step[ended]
         self.rollbacks[runs[ended]] = self.episodes.steering.guard.rollbacks[ended]
+        for kind, steps in self.episodes.disturbed_steps.items():
+            self.disturbed[kind][runs[ended]] = steps[ended]
         if self._phases is not None:
             self._phases.note(result, runs, live, ended)
         self._live = live & ~ended

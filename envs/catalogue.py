@@ -1,10 +1,11 @@
-"""The built-in scenarios: one for each built-in task family, under its name, and mixes of families."""
+"""The built-in scenarios: one for each built-in task family, under its name, mixes of families, and disturbed runs."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from trimtab.envs.scenario import DEFAULT_LEVERS, FamilyShare, Scenario, default_signals
+from trimtab.inner_training.disturbances import DISTURBANCES
 from trimtab.inner_training.tasks import BUILT_IN, FAMILIES
 
 
@@ -24,6 +25,13 @@ _MIXES = (
         "digits-mlp-deep",
         "teacher-mlp",
         signals=_MIX_SIGNALS,
+    ),
+    _scenario(
+        "digits-mlp-disturbed",
+        "digits-mlp with every kind of disturbance at random, and a deadline half a budget late",
+        "digits-mlp",
+        disturbances=[{"kind": kind, "rate": 0.3} for kind in DISTURBANCES],
+        deadline=0.5,
     ),
 )
 

@@ -20,6 +20,7 @@ from trimtab.inner_training.signals import SIGNALS, resolve_signals
 from trimtab.inner_training.steering import Kind, Move, Steering
 from trimtab.inner_training.stepping import Mode
 from trimtab.inner_training.task import Instance
+from trimtab.inner_training.telemetry import Measured
 
 SPIKE = np.tanh(1.0)  # the signal ``spike`` at a z-score of 4
 
@@ -31,7 +32,7 @@ class StepResult:
     Attributes:
         observations: (N, S) float32, before any reset.
         rewards: (N,) float64, 0 for a run that had ended before.
-        terminated: (N,) bool, the budget is spent or the run has diverged for good.
+        terminated: (N,) bool, the budget is spent, the deadline has passed, or the run has diverged for good.
         diverged: (N,) bool, the run has diverged for good.
         rolled_back: (N,) bool, the guard restored a snapshot.
         terms: contribution (N,) of each term; they sum to the rewards.
@@ -40,6 +41,8 @@ class StepResult:
         multipliers: (N, L) of each lever, after the guard.
         reasons: (N, L) ``Reason`` codes, 0 where an action was applied as it was.
         score: (N,) mean training score of the interval's steps, NaN unless the populations record one.
+        clock: (N,) time since the run started, in usual steps.
+        disturbed: by kind of disturbance, in how many of the interval's steps it was active, (N,) int64.
     """
 
     observations: np.ndarray
@@ -53,14 +56,16 @@ class StepResult:
     multipliers: np.ndarray
     reasons: np.ndarray
     score: np.ndarray
+    clock: np.ndarray
+    disturbed: dict[str, np.ndarray]
 
 
 class Episodes:
     """N runs of a scenario, observed and steered as reinforcement learning sees them.
 
     One decision is: the levers move, every run trains for ``scenario.interval`` steps, the guard judges, the
-    observation and the reward follow. A run ends (``terminated``) when its budget is spent or when it is lost; it
-    is stepped on with the others, without reward, until ``reset`` starts another episode in its place.
+    observation and the reward follow. A run ends (``terminated``) when its budget is spent, its deadline has passed, or
+    it is lost; it is stepped on with the others, without reward, until ``reset`` starts another episode in its place.
 
     Args:
         scenario: what to run.
@@ -79,6 +84,7 @@ class Episodes:
         returns: (N,) undiscounted return of each episode so far.
         term_sums: contribution (N,) of each term so far.
         decisions: (N,) int64 decisions taken in each episode.
+        disturbed_steps: by kind of disturbance, in how many steps of the episode it was active so far, (N,) int64.
         log_val_loss: (N,) natural log of the bounded validation loss now.
         ended: (N,) bool, waiting for a reset.
     """
@@ -97,8 +103,16 @@ class Episodes:
         self.scenario, self.num_envs, self.held_out = scenario, num_envs, held_out
         self.action_levers = scenario.levers
         clip = any(lever.hyperparameter == "grad_clip" for lever in levers)
+        disturbances = scenario.disturbance_settings
         if populations is None:
-            populations = Populations(scenario.families, num_envs, clip=clip, device=device, mode=mode)
+            populations = Populations(
+                scenario.families, num_envs, clip=clip, disturbances=disturbances, device=device, mode=mode
+            )
+        if populations.disturbances != disturbances:
+            raise MismatchError(
+                f"scenario {scenario.id!r} has {len(disturbances)} disturbances, the runs that were given "
+                f"{len(populations.disturbances)}; they must be the same, and runs of one's own have none"
+            )
         self.populations = populations
         self.steering = Steering(levers, signals, scenario.guard.config(), num_envs)
         self.steering.energy = step_energy(signals, device)
@@ -114,6 +128,7 @@ class Episodes:
         self.returns, self.log_val_loss = np.zeros(num_envs), cap.copy()
         self.term_sums = {name: np.zeros(num_envs) for name in (*self._weights, "divergence")}
         self.term_sums = {name: held for name, held in self.term_sums.items() if self._weights.get(name, 1) > 0}
+        self.disturbed_steps = {one.kind: np.zeros(num_envs, dtype=np.int64) for one in disturbances}
         self.ended, self._begun = np.ones(num_envs, dtype=bool), False
 
     def reset(self, mask: np.ndarray, seeds: np.ndarray, instances: Mapping[int, Instance] | None = None) -> np.ndarray:
@@ -130,10 +145,11 @@ class Episodes:
         self.populations.reset(mask, seeds, held_out=self.held_out, instances=instances)
         self._visibility.reset(mask, seeds)
         self.seeds = np.where(mask, seeds, self.seeds)
-        for held in (self.returns, self._last_move, self.decisions, *self.term_sums.values()):
+        sums = (*self.term_sums.values(), *self.disturbed_steps.values())
+        for held in (self.returns, self._last_move, self.decisions, *sums):
             held[mask] = 0
         self.ended, self._begun = self.ended & ~mask, True
-        blank = self.populations.reading(None, np.full(self.num_envs, np.nan))
+        blank = self._reading(None, np.full(self.num_envs, np.nan))
         self._base = blank.base
         self.steering.reset(mask, blank.base)
         decisions = np.ceil(blank.total_steps / self.scenario.interval)
@@ -164,8 +180,11 @@ class Episodes:
         self.populations.set_hyperparameters(self.steering.hyperparameters(self._base))
         measured, loss = self.populations.advance(self.scenario.interval, self.scenario.val_examples)
         self.decisions += ~self.ended
-        reading = self.populations.reading(measured, self._visibility.val_loss(loss, self.decisions))
-        finished = reading.step >= reading.total_steps
+        reading = self._reading(measured, self._visibility.val_loss(loss, self.decisions))
+        finished = (reading.step >= reading.total_steps) | (reading.clock >= reading.deadline)
+        disturbed = self.populations.disturbed_steps(self.scenario.interval)
+        for kind, steps in disturbed.items():
+            self.disturbed_steps[kind] += np.where(self.ended, 0, steps)
         reading.total_steps = self._visibility.total_steps(reading.total_steps)
         self._base = reading.base
         health = self.steering.assess(reading)
@@ -190,7 +209,16 @@ class Episodes:
             multipliers=move.after,
             reasons=move.reasons,
             score=np.full(self.num_envs, np.nan) if measured.scores is None else measured.scores.mean(0),
+            clock=reading.clock,
+            disturbed=disturbed,
         )
+
+    def _reading(self, measured: Measured | None, val_loss: np.ndarray) -> Reading:
+        """A reading that knows the scenario's deadline."""
+        reading = self.populations.reading(measured, val_loss)
+        late = np.nan if self.scenario.deadline is None else 1 + self.scenario.deadline
+        reading.deadline = reading.total_steps * late
+        return reading
 
     def _moves(self, actions: np.ndarray, kinds: Mapping[str, Kind] | None) -> np.ndarray:
         wanted = (self.num_envs, len(self._kinds if kinds is None else kinds))

@@ -22,7 +22,16 @@ def start_values(episodes: Episodes) -> dict[str, Any]:
         "instance": np.array(keys, dtype=object),
         "log_val_loss": episodes.log_val_loss,
         "step": np.zeros(episodes.num_envs, dtype=np.int64),
+        **({"events": _events(episodes)} if episodes.disturbed_steps else {}),
     }
+
+
+def _events(episodes: Episodes) -> np.ndarray:
+    """The disturbances that await each run, as (N,) tuples of ``Event``."""
+    awaiting = np.empty(episodes.num_envs, dtype=object)
+    for run, events in enumerate(episodes.populations.events):
+        awaiting[run] = events
+    return awaiting
 
 
 def step_values(episodes: Episodes, result: StepResult) -> dict[str, Any]:
@@ -34,6 +43,7 @@ def step_values(episodes: Episodes, result: StepResult) -> dict[str, Any]:
         "step": result.step,
         "multipliers": {name: result.multipliers[:, column] for column, name in levers},
         "rolled_back": result.rolled_back,
+        **_timed(episodes, result.clock, result.disturbed),
     }
 
 
@@ -46,7 +56,14 @@ def run_values(episodes: Episodes, result: StepResult) -> dict[str, Any]:
         "log_val_loss": result.log_val_loss,
         "rollbacks": episodes.steering.guard.rollbacks,
         "terms": episodes.term_sums,
+        **_timed(episodes, result.clock, episodes.disturbed_steps),
     }
+
+
+def _timed(episodes: Episodes, clock: np.ndarray, disturbed: dict[str, np.ndarray]) -> dict[str, Any]:
+    """The clock where it may differ from the count of steps or matters, and the steps with each disturbance."""
+    found: dict[str, Any] = {"disturbed": disturbed} if disturbed else {}
+    return {"clock": clock, **found} if disturbed or episodes.scenario.deadline is not None else found
 
 
 def of_run(values: Values, run: int) -> dict[str, Any]:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from trimtab.inner_training.tasks import BUILT_IN
 
-MIXES = ("mlp-mix",)
+MIXES = ("mlp-mix", "digits-mlp-disturbed")
 
 
 def scenarios() -> tuple[str, ...]:
-    """Ids of the built-in scenarios: one for each built-in task family, under its name, and the mixes.
+    """Ids of the built-in scenarios: one for each built-in task family, under its name, and the others.
 
     >>> "digits-mlp" in scenarios()
     True

@@ -13,6 +13,7 @@ from torch import Tensor
 from trimtab.envs.scenario import FamilyShare
 from trimtab.errors import check_whole, unknown
 from trimtab.inner_training.device import check_device
+from trimtab.inner_training.disturbances import DisturbanceSettings, Disturber, Event
 from trimtab.inner_training.module_family import ModuleInstance
 from trimtab.inner_training.module_run import ModuleRun
 from trimtab.inner_training.population import Population
@@ -23,7 +24,18 @@ from trimtab.inner_training.tasks import resolve_family
 from trimtab.inner_training.telemetry import Measured, join
 
 Member = Population | ModuleRun
-_JOINED = ("fresh", "step", "total_steps", "val_loss", "parameters", "batch_size", "depth", "adaptive", "initial_lr")
+_JOINED = (
+    "fresh",
+    "step",
+    "total_steps",
+    "val_loss",
+    "parameters",
+    "batch_size",
+    "depth",
+    "adaptive",
+    "initial_lr",
+    "clock",
+)
 
 
 def split_runs(num_runs: int, shares: Sequence[float]) -> list[int]:
@@ -53,6 +65,7 @@ class Populations:
         num_runs: N, at least the number of families.
         clip: whether gradients may be clipped (costs a norm at every step).
         score: whether steps record the score of the families that have one.
+        disturbances: the faults that may befall every run.
         device: a torch device.
         mode: as for ``Population``; ``"auto"`` is decided on all runs together.
 
@@ -70,6 +83,7 @@ class Populations:
         *,
         clip: bool,
         score: bool = False,
+        disturbances: Sequence[DisturbanceSettings] = (),
         device: str = "cpu",
         mode: Mode = "auto",
     ) -> None:
@@ -80,7 +94,15 @@ class Populations:
         chosen = choose_mode(mode, num_runs)
         resolved = [resolve_family(family.name) for family in families]
         members = [
-            Population(family, size, device=device, mode=chosen, clip=clip, score=score and bool(family.score_name))
+            Population(
+                family,
+                size,
+                device=device,
+                mode=chosen,
+                clip=clip,
+                score=score and bool(family.score_name),
+                disturbances=disturbances,
+            )
             for family, size in zip(resolved, sizes, strict=True)
         ]
         self._arrange(members, [family.name for family in families])
@@ -111,6 +133,30 @@ class Populations:
     def instances(self) -> list[Instance | ModuleInstance | None]:
         """The instance of each run, None before its first reset."""
         return [instance for member in self.members for instance in member.instances]
+
+    @property
+    def disturbances(self) -> tuple[DisturbanceSettings, ...]:
+        """The faults that may befall every run; none befall runs of one's own."""
+        disturber = self._disturbers()[0]
+        return () if disturber is None else disturber.settings
+
+    @property
+    def events(self) -> list[tuple[Event, ...]]:
+        """The faults of each run."""
+        pairs = zip(self._disturbers(), self.members, strict=True)
+        return [events for one, member in pairs for events in (one.events if one else [()] * member.num_runs)]
+
+    def _disturbers(self) -> list[Disturber | None]:
+        return [member.disturber if isinstance(member, Population) else None for member in self.members]
+
+    def disturbed_steps(self, steps: int) -> dict[str, np.ndarray]:
+        """In how many of the last ``steps`` each kind of fault was active, (N,) int64, by name."""
+        found = [
+            one.active_steps(member.steps_done, steps)
+            for one, member in zip(self._disturbers(), self.members, strict=True)
+            if one is not None
+        ]
+        return {kind: np.concatenate([part[kind] for part in found]) for kind in found[0]} if found else {}
 
     @property
     def steps_done(self) -> np.ndarray:

@@ -73,6 +73,9 @@ class GuardSettings(_Part):
     rollback_budget: Whole = Field(default=4, ge=0, le=1000)
     backoff: Number = Field(default=0.3, gt=0, le=1)
     explosion: Number = Field(default=10.0, gt=1, le=1e6)
+    curvature_share: Number | None = Field(default=None, gt=0, le=1)
+    decay_power: Number | None = Field(default=None, gt=0.5, le=1)
+    decay_after: Whole = Field(default=100, ge=1, le=10**9)
 
     def config(self) -> GuardConfig:
         """The same settings as the guard takes them."""
@@ -213,6 +216,11 @@ class Scenario(_Part):
                     f"add its lever, or leave the signal out; allowed: {', '.join(concerning)}"
                 )
         return self
+
+    @property
+    def disturbance_settings(self) -> tuple[DisturbanceSettings, ...]:
+        """The disturbances as a population takes them."""
+        return tuple(one.settings() for one in self.disturbances)
 
     @classmethod
     def of(cls, values: Mapping[str, Any], source: str = "scenario") -> Scenario:

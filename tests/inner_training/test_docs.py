@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from trimtab.inner_training.disturbances import DISTURBANCES
 from trimtab.inner_training.levers import LEVERS
 from trimtab.inner_training.signals import SIGNALS
 from trimtab.inner_training.tasks.recipe import OPTIMIZER_KINDS
@@ -27,6 +28,17 @@ def test_every_lever_has_a_row(name: str) -> None:
     lever = LEVERS[name]
     row = f"| `{name}` | {lever.doc} | {lever.low:g} to {lever.high:g} | {lever.rate:g} | {lever.target_low:g} |"
     assert row in (DOCS / "levers.md").read_text()
+
+
+@pytest.mark.parametrize("name", DISTURBANCES)
+def test_every_disturbance_has_a_row(name: str) -> None:
+    kind = DISTURBANCES[name]
+    severity = "none | none | none"
+    if kind.unit:
+        drawn = f"{kind.severity[0]:g} to {kind.severity[1]:g}"
+        severity = f"{kind.unit} | {drawn} | {kind.lowest:g} to {kind.highest:g}"
+    row = f"| `{name}` | {kind.doc} | {severity} | {kind.steps[0]} to {kind.steps[1]} |"
+    assert row in (DOCS / "disturbances.md").read_text()
 
 
 @pytest.mark.parametrize("name", UPDATE_RULES)
