@@ -15,6 +15,7 @@ EXAMPLES = 32  # examples that are looked at
 FEATURE_EXAMPLES = 16  # those of them whose features are compared: eigenvalues cost the cube of their number
 EDGE = 0.015  # share of an activation's range at either end that counts as saturated: |tanh| > 0.97
 DORMANT = 0.025  # tau of Sokar et al., arXiv 2302.12902
+SEEN = frozenset(("saturation", "dormant", "features"))  # the measurements that are taken here
 ENDS = {"tanh": (-1.0, 1.0), "sigmoid": (0.0, 1.0), "hardsigmoid": (0.0, 1.0)}  # activations that saturate, and where
 ACTIVATIONS = frozenset(
     (*ENDS, "relu", "relu6", "hardtanh", "leaky_relu", "prelu", "rrelu", "elu", "selu", "celu", "gelu", "silu", "mish",

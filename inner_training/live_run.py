@@ -7,14 +7,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_
 
 from trimtab.errors import UserError
 from trimtab.inner_training.levers import Lever
 from trimtab.inner_training.live_hooks import Moments, StepHooks
+from trimtab.inner_training.live_measure import LiveMeasurements
 from trimtab.inner_training.live_probe import LiveProbe, total_norm
 from trimtab.inner_training.live_values import EffectiveValues, is_adaptive, read_value
+from trimtab.inner_training.measurements import PROBE_EVERY
 from trimtab.inner_training.reading import Reading
 from trimtab.inner_training.signals import Signal
 from trimtab.inner_training.steering import Steering
@@ -74,6 +76,17 @@ class LiveRun:
             optimizer,
             Moments(before=self._write, gradients=self._gradients, after=self._updated, outside=self._values.restore),
         )
+        self._further = LiveMeasurements(self.hooks.safely)
+        self._further.last_step = interval == 1
+
+    def measure(self, names: Sequence[str], model: nn.Module | None, every: int = PROBE_EVERY) -> None:
+        """Takes further measurements, as ``Population.measure``; without the model, on gradients alone."""
+        self._further.choose(names, model, every)
+
+    def detach(self) -> None:
+        """Leaves optimizer and model as they were."""
+        self.hooks.detach()
+        self._further.detach()
 
     # --- around a step ------------------------------------------------------------------------------------------
 
@@ -92,6 +105,7 @@ class LiveRun:
         parameters = self.parameters()
         scale = getattr(self.optimizer, "grad_scale", None)
         norm = self.probe.before(parameters, self.position, scale)
+        self._further.gradients(parameters)
         if self.clip == float("inf"):
             return
         present = [parameter.grad for parameter in parameters if parameter.grad is not None]
@@ -109,6 +123,7 @@ class LiveRun:
             self.hooks.say("forgotten", f"controller.step(loss) was not called in the last {2 * self.interval} steps; "
                            "call it after each optimizer.step(), or the controller cannot decide")  # fmt: skip
         self.probe.after(self.parameters())
+        self._further.last_step = self.position == self.interval - 1
 
     # --- the face of a run --------------------------------------------------------------------------------------
 
@@ -198,11 +213,15 @@ class LiveRun:
             grad_dot=(unknown if probe.grad_dot is None else probe.grad_dot)[None],
             update_norm=probe.update_norm[:, None],
             weight_norm=probe.weight_norm[:, None],
+            probed={name: value.to(self._device)[..., None] for name, value in self._further.taken.items()},
         )
 
     def next_interval(self) -> None:
         """Forgets the measurements of the interval that has just been judged."""
+        if self.position > 0:
+            self._further.next_interval()
         self.position = 0
+        self._further.last_step = self.interval == 1
         self._losses.clear()
         self.probe.clear()
 
@@ -249,6 +268,7 @@ class LiveRun:
             "initial_lr": self._initial_lr,
             "losses": torch.stack(self._losses).tolist() if self._losses else [],
             "probe": self.probe.state_dict(),
+            "intervals": self._further.intervals,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -258,3 +278,4 @@ class LiveRun:
         self._recorded, self._initial_lr = int(state["recorded"]), float(state["initial_lr"])
         self._losses = list(torch.tensor(state["losses"], dtype=torch.float32, device=device))
         self.probe.load_state_dict(state["probe"], device)
+        self._further.intervals, self._further.last_step = int(state["intervals"]), self.position == self.interval - 1

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from trimtab.inner_training.signal import Signal
 
 PROBE_EVERY = 5  # decisions from one measurement to the next
+TINY_SHARE = 0.1  # of a gradient's root mean square: elements below it are tiny; 8% of a normal distribution are
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from trimtab.errors import MismatchError, UserError, check_whole, unknown
 from trimtab.inner_training.levers import LEVERS
 from trimtab.inner_training.live_run import CLIP, LiveRun
 from trimtab.inner_training.live_snapshot import LiveSnapshots
+from trimtab.inner_training.measurements import PROBE_EVERY
 from trimtab.inner_training.module_family import ModuleFamily, ModuleInstance
 from trimtab.inner_training.module_parts import Batches, Parts, check_loss, check_parts, evaluating, examples_in
 from trimtab.inner_training.own_randomness import OwnRandomness
@@ -87,6 +88,7 @@ class ModuleRun:
         self.instances: list[ModuleInstance | None] = [None]
         self._underway: _Underway | None = None
         self._last: weakref.ref[nn.Module] | None = None  # the module of the run before, while somebody holds it
+        self._measured: tuple[Sequence[str], int] = (), PROBE_EVERY
         self._what = f"run {family.name!r}"
 
     # --- starting a run ---------------------------------------------------------------------------------------
@@ -105,7 +107,7 @@ class ModuleRun:
     def _drop(self) -> None:
         """Frees the run at once, before another one takes its place in memory."""
         if self._underway is not None:
-            self._underway.live.hooks.detach()
+            self._underway.live.detach()
             vars(self._underway.parts.optimizer).pop("step", None)  # a scheduler's wrapper, which closes a cycle
         self._underway, self.instances = None, [None]
 
@@ -131,7 +133,9 @@ class ModuleRun:
             snapshots.take(0)
         with random.inside(device):
             batch_size = float(examples_in(batches.peek()) or np.nan) * parts.accumulate
-        return _Underway(parts, LiveRun(parts.optimizer, 1), batches, random, snapshots, batch_size, device)
+        live = LiveRun(parts.optimizer, 1)
+        live.measure(self._measured[0], parts.module, self._measured[1])
+        return _Underway(parts, live, batches, random, snapshots, batch_size, device)
 
     def _now(self) -> _Underway:
         if self._underway is None:
@@ -204,6 +208,12 @@ class ModuleRun:
         if telemetry is None:
             raise RuntimeError(f"an interval of {self._what} could not be measured; the log says why")
         return telemetry
+
+    def measure(self, names: Sequence[str], every: int = PROBE_EVERY) -> None:
+        """Takes further measurements, as ``Population.measure``; those that a live run cannot take stay unknown."""
+        self._measured = names, every
+        if self._underway is not None:
+            self._underway.live.measure(names, self._underway.parts.module, every)
 
     def _step(self, parts: Parts, batches: Sequence[Any]) -> Tensor:
         """One step on the mean gradient of some batches; gives the mean loss before it."""

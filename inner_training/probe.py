@@ -18,7 +18,7 @@ from trimtab.inner_training.curvature import TRACE_VECTORS, hessian_trace, large
 from trimtab.inner_training.faults import Faults
 from trimtab.inner_training.feeding import Feed, feed_of, place_of
 from trimtab.inner_training.layout import FlatLayout
-from trimtab.inner_training.measurements import MEASUREMENTS, PROBE_EVERY
+from trimtab.inner_training.measurements import MEASUREMENTS, PROBE_EVERY, TINY_SHARE
 from trimtab.inner_training.stepping import renewal, run_loss_of, served, stacked_gradients
 from trimtab.inner_training.streams import draw_words
 from trimtab.inner_training.task import TaskFamily
@@ -28,7 +28,6 @@ HESSIAN: dict[str, tuple[Callable[..., Tensor], int]] = {  # by measurement: its
     "curvature_max": (largest_curvature, 1),
     "curvature_trace": (hessian_trace, TRACE_VECTORS),
 }
-TINY_SHARE = 0.1  # of the gradient's root mean square: elements below it are tiny; 8% of a normal distribution are
 
 
 class LastStep(NamedTuple):

@@ -17,6 +17,7 @@ from trimtab.inner_training.energy import step_energy
 from trimtab.inner_training.guard import GuardConfig, Health, Reason, in_words
 from trimtab.inner_training.live_run import LiveRun, as_scalar, check_readable
 from trimtab.inner_training.live_snapshot import LiveSnapshots
+from trimtab.inner_training.measurements import needs_of
 from trimtab.inner_training.reading import Reading
 from trimtab.inner_training.signals import resolve_signals
 from trimtab.inner_training.steering import Move, Steering
@@ -61,6 +62,7 @@ class Controller:
         self._trail = Trail(signals, audit, settings.mode)
         self._window = attachment.measuring_window(signals, settings.decide_every)
         self._run = LiveRun(optimizer, self._window, self._before_first_step)
+        self._run.measure(needs_of(signals), settings.model)
         self._steering.reset(np.ones(1, dtype=bool), self._run.base(self._steering.levers))
         self._steering.available[0] = [self._run.available(lever) for lever in self._steering.levers]
         self._between = Decision(False, self.multipliers, "between decisions", False)
@@ -118,7 +120,7 @@ class Controller:
         """Leaves the optimizer as it was; the controller then does nothing any more."""
         if self._detached:
             return
-        self._run.hooks.detach()
+        self._run.detach()
         self._detached = True
         self._between = Decision(False, self.multipliers, "detached", False)
         _ATTACHED.discard(self._optimizer)

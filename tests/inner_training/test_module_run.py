@@ -23,6 +23,7 @@ from trimtab.errors import MismatchError, RangeError, UnknownNameError, UserErro
 from trimtab.inner_training.guard import GuardConfig
 from trimtab.inner_training.levers import LEVERS, resolve_levers
 from trimtab.inner_training.live_values import in_proportion
+from trimtab.inner_training.measurements import needs_of
 from trimtab.inner_training.module_family import ModuleFamily
 from trimtab.inner_training.module_parts import Batches, Parts, examples_in
 from trimtab.inner_training.module_run import MOST_SKIPPED, ModuleRun, Snapshots
@@ -164,6 +165,7 @@ def in_a_module_run(policy: Any, settings: OptimizerSettings, schedule: BaseSche
     run = started(make)
     steering = Steering(resolve_levers(tuple(LEVERS)), resolve_signals(policy.signals), GuardConfig(), 1)
     steering.reset(NOW, run.base)
+    run.measure(needs_of(steering.signals))
     state, measured, val_loss, applied = policy.init(1), None, np.full(1, np.nan), []
     for _ in range(STEPS // INTERVAL + 1):
         reading = run.reading(measured, val_loss)

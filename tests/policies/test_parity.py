@@ -13,6 +13,7 @@ from tests.inner_training.problems import family, plain_module, plain_optimizer
 
 from trimtab.inner_training.guard import GuardConfig
 from trimtab.inner_training.levers import LEVERS, resolve_levers
+from trimtab.inner_training.measurements import MEASUREMENTS, needs_of
 from trimtab.inner_training.population import Population
 from trimtab.inner_training.schedules import BaseSchedule, factor
 from trimtab.inner_training.signals import all_signals, resolve_signals
@@ -23,8 +24,12 @@ from trimtab.policies.controller import attach
 from trimtab.policies.policy import Kind
 
 STEPS, INTERVAL = 50, 5  # a policy decides every 10 steps by default; 5 compares more decisions in as many steps
-# A live run does not know its batch size. All other signals are compared.
-SEEN = tuple(name for name in all_signals() if name != "log_batch")
+# A live run does not know its batch size, and cannot take its gradient anew. All other signals are compared.
+SEEN = tuple(
+    name
+    for name, signal in all_signals().items()
+    if name != "log_batch" and all(MEASUREMENTS[need].live for need in signal.needs)
+)
 
 
 @dataclass
@@ -60,6 +65,7 @@ def in_population(
     population.reset([0], [family().instance(3, settings, schedule=schedule)])
     steering = Steering(resolve_levers(tuple(LEVERS)), resolve_signals(policy.signals), GuardConfig(), 1)
     steering.reset(np.ones(1, dtype=bool), population.base)
+    population.measure(needs_of(steering.signals))
     state, measured, val_loss, applied = policy.init(1), None, np.full(1, np.nan), []
     for _ in range(steps // interval + 1):
         reading = population.reading(measured, val_loss)
