@@ -15,6 +15,7 @@ from trimtab.errors import MismatchError
 from trimtab.inner_training.energy import step_energy
 from trimtab.inner_training.guard import Health
 from trimtab.inner_training.levers import resolve_levers
+from trimtab.inner_training.measurements import needs_of
 from trimtab.inner_training.reading import Reading
 from trimtab.inner_training.signals import SIGNALS, resolve_signals
 from trimtab.inner_training.steering import Kind, Move, Steering
@@ -114,6 +115,7 @@ class Episodes:
                 f"{len(populations.disturbances)}; they must be the same, and runs of one's own have none"
             )
         self.populations = populations
+        self.populations.measure(needs_of(signals))
         self.steering = Steering(levers, signals, scenario.guard.config(), num_envs)
         self.steering.energy = step_energy(signals, device)
         self._kinds: dict[str, Kind] = dict.fromkeys(scenario.levers, "moves")

@@ -218,6 +218,11 @@ class Populations:
         joined = join([telemetry.to_host() for telemetry in pending])
         return replace(joined, losses=joined.losses[:-1]), joined.losses[-1]
 
+    def measure(self, names: Sequence[str]) -> None:
+        """Takes further measurements of every run (see ``Population.measure``), in place of those up to now."""
+        for member in self.members:
+            member.measure(names)
+
     def validation_loss(self, val_examples: int, mask: np.ndarray) -> np.ndarray:
         """Mean validation loss (N,) now; populations without a run in ``mask`` are spared and give NaN."""
         loss = np.full(self.num_runs, np.nan)

@@ -46,6 +46,12 @@ MEASUREMENTS: dict[str, Measurement] = {
         "a gradient",
         live=False,
     ),
+    "overshoot": Measurement(
+        "(gradient after - gradient before) . d / 2 / -(gradient before . d): the share of the descent that a step was "
+        "to bring, and its curvature took back",
+        "a gradient, the same one as for curvature",
+        live=False,
+    ),
     "curvature_max": Measurement(
         "eigenvalue of the Hessian of the largest magnitude, 12 rounds of power iteration on 32 examples",
         "12 Hessian-vector products of 32 examples",

@@ -74,11 +74,6 @@ def sparsity(gradient: Tensor, parameters: Tensor) -> Tensor:
     return torch.where(gradient.isfinite().all(1), tiny.sum(1) / count, torch.nan)
 
 
-def secant(before: Tensor, after: Tensor, moved: Tensor) -> Tensor:
-    """Curvature (N,) along a step ``moved`` (N, P) from the gradients (N, P) before and after it, on the same batch."""
-    return ((after - before) * moved).sum(1) / moved.square().sum(1)
-
-
 class Probes:
     """Takes the measurements that are asked for, of each run in its first interval and then in every few.
 
@@ -137,15 +132,21 @@ class Probes:
         found: dict[str, Tensor] = {}
         if "grad_sparsity" in self._names:
             found["grad_sparsity"] = sparsity(step.gradient, step.before)
-        if "curvature" in self._names:
-            found["curvature"] = self._curvature(step, feed, batch)
+        if not self._names.isdisjoint(("curvature", "overshoot")):
+            found |= self._along_step(step, feed, batch)
         found |= self._activations(step.before, feed, batch.few())
         return found | self._hessian(step.after, feed, batch.few())
 
-    def _curvature(self, step: LastStep, feed: Feed, batch: _Batch) -> Tensor:
+    def _along_step(self, step: LastStep, feed: Feed, batch: _Batch) -> dict[str, Tensor]:
         gradients = stacked_gradients(self._family)
         by_name, _ = gradients(self._layout.views(step.after), feed.buffers, batch.x, batch.y, batch.weight)
-        return secant(step.gradient, self._layout.flatten(by_name), step.after - step.before)
+        moved = step.after - step.before
+        bend = ((self._layout.flatten(by_name) - step.gradient) * moved).sum(1)
+        descent = -(step.gradient * moved).sum(1)
+        return {
+            "curvature": bend / moved.square().sum(1),
+            "overshoot": torch.where(descent > 0, bend / 2 / descent, torch.nan),
+        }
 
     def _activations(self, parameters: Tensor, feed: Feed, batch: _Batch) -> dict[str, Tensor]:
         names = self._names & {"saturation", "dormant", "features"}

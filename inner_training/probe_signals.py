@@ -42,15 +42,19 @@ def centred_share(name: str) -> Compute:
     return lambda reading, memory: 2 * held(reading, memory, name) - 1
 
 
+def below_edge(share: np.ndarray) -> np.ndarray:
+    """``tanh(1 + log10 share)``: 0 at a tenth of the edge of stability, 0.76 at it; what curves down is far from it."""
+    return f.squash(1 + np.log10(np.maximum(share, f.TINY)), 1.0)
+
+
 def against_edge(name: str) -> Compute:
-    """``tanh(1 + log10(effective learning rate x curvature / 2))``; what curves down is far from the edge."""
+    """``tanh(1 + log10(effective learning rate x curvature / 2))``."""
+    return lambda reading, memory: below_edge(f.effective_lr(reading) * held(reading, memory, name) / 2)
 
-    def compute(reading: Reading, memory: Memory) -> np.ndarray:
-        curvature = held(reading, memory, name)
-        steps = f.effective_lr(reading) * curvature / 2
-        return f.squash(1 + np.log10(np.where(steps > f.TINY, steps, np.where(np.isnan(steps), np.nan, f.TINY))), 1.0)
 
-    return compute
+def overshoot(reading: Reading, memory: Memory) -> np.ndarray:
+    """As ``sharpness``, of which it is the same for gradient descent, with the step that any optimizer took."""
+    return below_edge(held(reading, memory, "overshoot"))
 
 
 def feature_rank(reading: Reading, memory: Memory) -> np.ndarray:
@@ -97,6 +101,9 @@ PROBE_ROWS: tuple[Signal, ...] = (
     _row("curvature", "sharpness", against_edge("curvature"),
          "tanh(1 + log10(effective learning rate x curvature along the step / 2))", "curvature not measured",
          _EDGE, "curvature"),
+    _row("curvature", "overshoot", overshoot,
+         "tanh(1 + log10(share of the step's first-order descent that curvature takes back)), sharpness for any optimizer",
+         "curvature not measured, or a step uphill", need="overshoot"),
     _row("curvature", "curvature_max", against_edge("curvature_max"),
          "tanh(1 + log10(effective learning rate x largest eigenvalue of the Hessian / 2))", "curvature not measured",
          _EDGE, "curvature_max"),

@@ -38,8 +38,8 @@ def trace() -> dict[str, list[list[float]]]:
             step=10 * (number + 1),
             grad_norm=rng.uniform(0.5, 2, (2, RUNS)),
             grad_dot=rng.uniform(-0.1, 1, RUNS),
-            update_norm=rng.uniform(1e-4, 1e-2, RUNS),
-            weight_norm=rng.uniform(1, 2, RUNS),
+            update_norm=np.outer([0.36, 0.48, 0.8], rng.uniform(1e-4, 1e-2, RUNS)),  # by depth
+            weight_norm=np.outer([0.6, 0.48, 0.64], rng.uniform(1, 2, RUNS)),
         )
         one.base = {**one.base, "lr": one.initial_lr * 0.95**number}
         one.fresh = np.full(RUNS, number == 0)
