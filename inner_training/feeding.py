@@ -201,8 +201,8 @@ def _walks(sizes: np.ndarray, seed: int) -> np.ndarray:
     return np.stack([walk_multipliers(int(size), rng) for size in sizes])
 
 
-def feed_of(feed: Feed, runs: Tensor) -> Feed:
-    """A copy of the data of some runs (indices)."""
+def feed_of(feed: Feed, runs: Tensor | slice) -> Feed:
+    """A copy of the data of some runs (indices), or views of it (a slice)."""
     behind = ("first_steps", "starts", "sizes", "walks")  # these have the runs on their second axis
     parts: dict[str, Tensor] = {name: value for name, value in vars(feed).items() if isinstance(value, Tensor)}
     taken = {name: value[:, runs] if name in behind else value[runs] for name, value in parts.items()}

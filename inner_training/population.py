@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from trimtab.errors import MismatchError, UserError, out_of_range, unknown
+from trimtab.inner_training.blocks import Block, State, cut, joined, train
 from trimtab.inner_training.disturbances import DisturbanceSettings, Disturber
 from trimtab.inner_training.feeding import SplitTable, allocate_feed, check_instance, place_of, write_feed
 from trimtab.inner_training.layout import FlatLayout
@@ -32,7 +33,7 @@ from trimtab.inner_training.stepping import (
     served,
 )
 from trimtab.inner_training.task import SPLITS, Instance, TaskFamily
-from trimtab.inner_training.telemetry import SAMPLED_STEPS, Measured, Telemetry, gathered
+from trimtab.inner_training.telemetry import SAMPLED_STEPS, Measured, Telemetry
 from trimtab.inner_training.update_rules import UPDATE_RULES, needs_of
 
 
@@ -72,6 +73,7 @@ class Population:
         clip: bool = True,
         score: bool = False,
         disturbances: Sequence[DisturbanceSettings] = (),
+        block: int | None = None,
     ) -> None:
         if num_runs < 1:
             raise out_of_range("num_runs", num_runs, 1)
@@ -88,7 +90,9 @@ class Population:
         self._rules = {name: UPDATE_RULES[name] for name in rules}
         self._inputs = family.inputs.to(self.device)
         self._feed = allocate_feed(family, num_runs, self.device)
-        self._blank()
+        self._learner = allocate_learner(num_runs, self.layout.width, self.device)
+        self._last_gradient = torch.zeros_like(self._learner.parameters)
+        self._blocks = cut(self._feed, num_runs, block or num_runs)
         self.disturber = Disturber(disturbances, num_runs) if disturbances else None
         self._recipes = Recipes(self._rules, num_runs, self.device, self.disturber)
         self._splits = SplitTable(family.max_phases, num_runs)
@@ -110,27 +114,26 @@ class Population:
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", DeprecationWarning)  # the compiler imports deprecated parts of torch
-                for step in fast.steps:
-                    self._take_step(step, self._idle())
+                self._try(fast.steps)
                 for evaluate in fast.evaluations.values():
-                    self._call_evaluate(evaluate, self._feed.starts[0], self._feed.sizes[0], 0)
+                    self._sum(self._blocks[0], evaluate, self._feed.starts[0], self._feed.sizes[0], 1)
         except Exception as error:  # noqa: BLE001 - any failure of the compiler has the same remedy
             reason = str(error).strip().partition("\n")[0]
             logger.warning("the step of %s could not be compiled, so it runs eagerly: %s", self.family.name, reason)
             self.mode, fast = "eager", programs
-        self._blank()
         return fast
 
-    def _idle(self) -> Tensor:
-        """Columns (N, 14 or 21) of a step whose outcome nobody keeps."""
-        return torch.zeros(self.num_runs, self._recipes.width, dtype=torch.float32, device=self.device)
+    def _try(self, steps: Sequence[StepFunction]) -> None:
+        """Takes steps whose outcome nobody keeps."""
+        rows = torch.zeros(len(steps), self.num_runs, self._recipes.width, dtype=torch.float32, device=self.device)
+        train(self._blocks[:1], steps, self._state(), self._inputs, rows, self._recipes.clip)
 
     def _check_stackable(self, programs: Programs) -> None:
         """Refuses a module that cannot be stacked, before any training."""
         before = {name: buffer.clone() for name, buffer in self._feed.buffers.items()}
         remedy = "use layer or group norm in place of batch norm, and leave dropout out"
         try:
-            self._take_step(programs.steps[0], self._idle())
+            self._try(programs.steps)
         except torch.OutOfMemoryError:
             raise
         except Exception as error:
@@ -142,25 +145,18 @@ class Population:
                 f"the module of {self.family.name!r} changes its buffer {changed[0]!r} in the forward pass, "
                 f"which runs stacked together cannot do; {remedy}"
             )
-        self._blank()
 
-    def _blank(self) -> None:
-        self._learner = allocate_learner(self.num_runs, self.layout.width, self.device)
-        self._last_gradient = torch.zeros_like(self._learner.parameters)
-        self._feed.step.zero_()
+    def _state(self) -> State:
+        return State(*self._learner[:3], self._last_gradient)
 
-    def _take_step(self, step: StepFunction, by: Tensor) -> dict[str, Tensor]:
-        """Advances the learner by one step; returns what the step measured (see ``make_step``)."""
-        moving, clip = self._learner[:3], self._recipes.clip
-        result = step(moving, self._feed, self._inputs, self._last_gradient, by, clip)
-        self._learner = Learner(result["parameters"], result["first"], result["second"], self._learner.updates)
-        self._feed.step += 1
-        self._last_gradient = result.get("gradient", self._last_gradient)
-        return result
-
-    def _call_evaluate(self, evaluate: EvaluateFunction, start: Tensor, size: Tensor, offset: int) -> Tensor:
-        shift = torch.tensor(offset, device=self.device)
-        return evaluate(self.layout.views(self._learner.parameters), self._feed, self._inputs, start, size, shift)
+    def _sum(self, block: Block, evaluate: EvaluateFunction, start: Tensor, size: Tensor, most: int) -> Tensor:
+        """Sum over the examples of a block's runs, of which each has at most ``most``; (b,)."""
+        views = self.layout.views(self._learner.parameters[block.runs])
+        total = torch.zeros(len(block.feed.step), dtype=torch.float32, device=self.device)
+        for offset in range(0, most, EVALUATION_SLOTS):
+            shift = torch.tensor(offset, device=self.device)
+            total = total + evaluate(views, block.feed, self._inputs, start[block.runs], size[block.runs], shift)
+        return total
 
     # --- starting runs ----------------------------------------------------------------------------------------
 
@@ -225,13 +221,13 @@ class Population:
         if steps < 1:
             raise out_of_range("steps", steps, 1)
         rows, done = self._recipes.take(steps, self._learner.updates)
-        self._learner = self._learner._replace(updates=self._learner.updates + done)
-        taken, before = [], self._learner.parameters
-        for step in range(steps):
-            before = self._learner.parameters
-            taken.append(self._take_step(self._programs.steps[step >= steps - SAMPLED_STEPS], rows[step]))
-        last = LastStep(before, self._learner.parameters, self._last_gradient, rows[-1])
-        return gathered(taken, self._probes.take(last, self._feed, self._inputs))
+        programs = [self._programs.steps[step >= steps - SAMPLED_STEPS] for step in range(steps)]
+        outcome = train(self._blocks, programs, self._state(), self._inputs, rows, self._recipes.clip)
+        self._learner = Learner(*outcome.state[:3], self._learner.updates + done)
+        self._last_gradient = outcome.state.gradient
+        self._feed.step += steps
+        last = LastStep(outcome.before, *outcome.state[::3], rows[-1])
+        return replace(outcome.telemetry, probed=self._probes.take(last, self._feed, self._inputs))
 
     def measure(self, names: Sequence[str], every: int = PROBE_EVERY) -> None:
         """Takes further measurements (see ``measurements``) in the first interval of each run and then in every few.
@@ -262,10 +258,9 @@ class Population:
         begins, sizes = self._splits.spans(split, phase, self.steps_done)
         sizes = sizes if max_examples is None else np.minimum(sizes, max_examples)
         start, size = (torch.from_numpy(np.ascontiguousarray(one)).to(self.device) for one in (begins, sizes))
-        total = torch.zeros(self.num_runs, dtype=torch.float32, device=self.device)
-        for offset in range(0, int(sizes.max()), EVALUATION_SLOTS):
-            total = total + self._call_evaluate(self._programs.evaluations[score], start, size, offset)
-        return total / size
+        evaluate = self._programs.evaluations[score]
+        sums = [self._sum(block, evaluate, start, size, int(sizes[block.runs].max())) for block in self._blocks]
+        return joined(sums, self._blocks) / size
 
     def snapshot(self, mask: np.ndarray) -> None:
         """Notes the present of the runs in ``mask`` (bool, (N,)) as stable (see ``SnapshotRing``)."""

@@ -64,8 +64,8 @@ class Telemetry:
         )
 
 
-def gathered(taken: Sequence[Mapping[str, Tensor]], probed: Mapping[str, Tensor] | None = None) -> Telemetry:
-    """Telemetry of an interval from what its steps returned (see ``stepping.make_step``), in order, and ``probed``."""
+def gathered(taken: Sequence[Mapping[str, Tensor]]) -> Telemetry:
+    """Telemetry of an interval from what its steps returned (see ``stepping.make_step``), in order."""
     sampled = [result["statistics"] for result in taken if "statistics" in result]
     last = sampled[-1]
     return Telemetry(
@@ -75,7 +75,6 @@ def gathered(taken: Sequence[Mapping[str, Tensor]], probed: Mapping[str, Tensor]
         update_norm=last[2 : 2 + DEPTHS],
         weight_norm=last[2 + DEPTHS :],
         scores=torch.stack([result["score"] for result in taken]) if "score" in taken[0] else None,
-        probed=probed or {},
     )
 
 

@@ -1,0 +1,120 @@
+"""Blocks of runs: those that fit a cache together train through a whole interval before the next ones do."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from trimtab.inner_training.feeding import Feed, feed_of
+from trimtab.inner_training.stepping import StepFunction
+from trimtab.inner_training.telemetry import Telemetry, gathered
+
+
+class Block(NamedTuple):
+    """Some runs of a population: which, as a slice, and views of their data."""
+
+    runs: slice
+    feed: Feed
+
+
+class State(NamedTuple):
+    """What an interval changes, each (N, P): parameters, moments, and the gradient sampled last."""
+
+    parameters: Tensor
+    first: Tensor
+    second: Tensor
+    gradient: Tensor
+
+
+class Outcome(NamedTuple):
+    """What an interval leaves: the state, parameters (N, P) before the last step, and telemetry."""
+
+    state: State
+    before: Tensor
+    telemetry: Telemetry
+
+
+def cut(feed: Feed, num_runs: int, size: int) -> tuple[Block, ...]:
+    """Blocks of equal length, ``size`` at the most, that cover all runs.
+
+    One length means one compilation. Where it does not divide N the last block begins early and repeats runs of the
+    block before it, with the same outcome; they are fewer than there are blocks.
+
+    Args:
+        feed: of all runs.
+        num_runs: N.
+        size: 1 to N.
+    """
+    count = -(-num_runs // size)
+    length = -(-num_runs // count)
+    starts = (min(begin, num_runs - length) for begin in range(0, num_runs, length))
+    return tuple(Block(runs, feed_of(feed, runs)) for runs in (slice(start, start + length) for start in starts))
+
+
+def joined(parts: Sequence[Tensor], blocks: Sequence[Block]) -> Tensor:
+    """Tensors (..., b) of each block as one of all runs (..., N)."""
+    whole = parts[0].new_empty(*parts[0].shape[:-1], blocks[-1].runs.stop)
+    for part, block in zip(parts, blocks, strict=True):
+        whole[..., block.runs] = part
+    return whole
+
+
+def train(
+    blocks: Sequence[Block], steps: Sequence[StepFunction], state: State, inputs: Tensor, rows: Tensor, clip: Tensor
+) -> Outcome:
+    """Takes one step after another with one block after another; nothing given is written to.
+
+    Args:
+        blocks: that cover all runs.
+        steps: K functions of ``make_step``.
+        state: of all runs.
+        inputs: of the family.
+        rows: (K, N, C), what each step takes.
+        clip: (N,) thresholds.
+    """
+    if len(blocks) == 1:
+        return train_block(blocks[0], steps, state, inputs, rows, clip)
+    whole, before = State(*map(torch.empty_like, state)), torch.empty_like(state.parameters)
+    parts = []
+    for block in blocks:
+        outcome = train_block(block, steps, state, inputs, rows, clip)
+        for into, part in zip((*whole, before), (*outcome.state, outcome.before), strict=True):
+            into[block.runs] = part
+        parts.append(outcome.telemetry)
+    return Outcome(whole, before, _joined_telemetry(parts, blocks))
+
+
+def train_block(
+    block: Block, steps: Sequence[StepFunction], state: State, inputs: Tensor, rows: Tensor, clip: Tensor
+) -> Outcome:
+    """The same with one block only; the outcome is that of its runs."""
+    parameters, first, second, gradient = (tensor[block.runs] for tensor in state)
+    feed, clip = replace(block.feed), clip[block.runs]
+    taken, before = [], parameters
+    for step, by in zip(steps, rows[:, block.runs], strict=True):
+        before = parameters
+        result = step((parameters, first, second), feed, inputs, gradient, by, clip)
+        # Taken out, so that the memory of one step, still in the cache, serves the next.
+        parameters, first, second = (result.pop(name) for name in ("parameters", "first", "second"))
+        gradient = result.pop("gradient", gradient)
+        feed.step = feed.step + 1
+        taken.append(result)
+    return Outcome(State(parameters, first, second, gradient), before, gathered(taken))
+
+
+def _joined_telemetry(parts: Sequence[Telemetry], blocks: Sequence[Block]) -> Telemetry:
+    def along(name: str) -> Tensor:
+        return joined([getattr(part, name) for part in parts], blocks)
+
+    return Telemetry(
+        losses=along("losses"),
+        grad_norm=along("grad_norm"),
+        grad_dot=along("grad_dot"),
+        update_norm=along("update_norm"),
+        weight_norm=along("weight_norm"),
+        scores=None if parts[0].scores is None else along("scores"),
+    )
