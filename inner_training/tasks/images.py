@@ -81,7 +81,7 @@ class Textures(ImageFamily):
         images = textures.texture_table()[0]
 
         def make() -> ChannelNet:
-            return ConvNet(1, textures.SIZE, CHANNELS, textures.CLASSES, pooled=True)
+            return ConvNet(1, textures.SIZE, CHANNELS, textures.MOST_CLASSES, pooled=True)
 
         super().__init__(name, doc, build_module(make, seed=0), images)
 
