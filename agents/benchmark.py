@@ -15,7 +15,7 @@ from rich.text import Text
 from trimtab.agents.contestants import Competition, Contestant, count_evaluations, make_contestants
 from trimtab.agents.evaluate import Evaluator, check_fits
 from trimtab.agents.files import write_atomically
-from trimtab.agents.report_page import COLUMNS, cells, draw_figure, notes, to_html
+from trimtab.agents.report_page import COLUMNS, cells, draw_figure, measure, notes, to_html
 from trimtab.agents.results import ScenarioResult, summarise, to_csv, to_json
 from trimtab.envs.scenario import Scenario, load_scenario
 from trimtab.errors import ConfigError, MismatchError, OutputExistsError, UserError
@@ -195,8 +195,7 @@ def _measures_table(result: ScenarioResult) -> Table:
     for name in ("policy", *names):
         table.add_column(name.replace("_", " "), justify="left" if name == "policy" else "right", no_wrap=True)
     for row in result.summaries:
-        values = (f"{row.measures[name]:.3f}" for name in names)
-        table.add_row(row.label, *values, style="bold yellow" if row.learned else "")
+        table.add_row(row.label, *(measure(row, name) for name in names), style="bold yellow" if row.learned else "")
     return table
 
 

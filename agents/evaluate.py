@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from trimtab.agents.conditions import Conditions, LearningRates, is_adaptive
+from trimtab.agents.diagnostics import diagnostics_of
 from trimtab.agents.trial import Trial
 from trimtab.envs.episode import Episodes
 from trimtab.envs.populations import Populations
@@ -25,7 +26,7 @@ from trimtab.policies.registry import check_protocol, load_policy
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """Results of one policy on one scenario; numpy arrays with one entry for each run, none of them NaN.
+    """Results of one policy on one scenario; numpy arrays with one entry for each run, none of them NaN but for ``measures``.
 
     Losses are natural logarithms of mean losses clipped to the family's ``[loss_floor, loss_cap]``. A diverged run
     has ``ln loss_cap`` from then on.
@@ -43,8 +44,8 @@ class Evaluation:
         curve: (runs, decisions) validation loss at the end of each interval, padded with its last value.
         inner_steps: (runs,) optimizer steps done.
         rollbacks: (runs,) snapshots restored by the guard.
-        measures: further figures (runs,) by name, of families that have them (see ``PhaseRecord.measures``); in a
-            scenario of several families, those that all of them have.
+        measures: further figures (runs,) by name (see ``diagnostics.FIGURES`` and ``phases.MEASURES``), NaN where a run
+            does not have one; in a scenario of several families, those that all of them have.
         disturbed: by kind of disturbance, in how many steps of each run it was active, (runs,).
         wall_seconds: time for all runs: training, validation, guard and policy; not the test losses.
     """
@@ -193,8 +194,10 @@ class Evaluator:
             if len(places) == 0:
                 continue
             populations = self._block(index)
-            episodes = Episodes(scenario, populations.num_runs, populations=populations)
-            trial = Trial(episodes, [instances[place] for place in places], policy, self.tick)
+            chosen = [instances[place] for place in places]
+            noted = diagnostics_of(chosen)
+            episodes = Episodes(scenario, populations.num_runs, populations=populations, diagnostics=noted)
+            trial = Trial(episodes, chosen, policy, self.tick)
             trial.play()
             parts.append((places, trial))
         return self._collect(policy, instances, parts)

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from trimtab.agents.contestants import POINTS
+from trimtab.agents.diagnostics import FIGURES
 from trimtab.agents.phases import MEASURES
 from trimtab.agents.results import ScenarioResult, Summary
 from trimtab.agents.statistics import Interval
@@ -30,6 +31,8 @@ COLUMNS: Mapping[str, str] = {
 # Colour-blind safe (Okabe & Ito); learned policies stand out, the rest stays quiet.
 LEARNED, RULE, BEST = "#D55E00", "#4C6A92", "#9AA5B1"
 MARKERS = {"untuned": "o", "tuned": "s", "oracle": "D"}
+
+LEGEND: Mapping[str, str] = {**MEASURES, **dict(FIGURES.values())}
 
 STYLE = """
 body { font: 15px/1.45 system-ui, sans-serif; margin: 2rem auto; max-width: 72rem; padding: 0 1rem; color: #1c2530; }
@@ -69,6 +72,12 @@ def cells(row: Summary, reference: str, digits: int = 3) -> dict[str, str]:
         "steps to target": f"{steps} ({row.reached:.0%})",
         "seconds": f"{row.wall_seconds:.1f}",
     }
+
+
+def measure(row: Summary, name: str) -> str:
+    """A further figure of a row as text."""
+    value = row.measures[name]
+    return "" if value is None else f"{value:.3f}"
 
 
 def notes(result: ScenarioResult) -> list[str]:
@@ -209,12 +218,11 @@ def _measures(result: ScenarioResult) -> str:
     head = "".join(f"<th>{html.escape(name.replace('_', ' '))}</th>" for name in ("policy", *names))
     rows = "".join(
         f"<tr{' class=learned' if row.learned else ''}><td>{html.escape(row.label)}</td>"
-        + "".join(f"<td>{row.measures[name]:.3f}</td>" for name in names)
+        + "".join(f"<td>{measure(row, name)}</td>" for name in names)
         + "</tr>\n"
         for row in result.summaries
     )
     legend = "".join(
-        f"<dt>{html.escape(name.replace('_', ' '))}</dt><dd>{html.escape(MEASURES.get(name, ''))}</dd>"
-        for name in names
+        f"<dt>{html.escape(name.replace('_', ' '))}</dt><dd>{html.escape(LEGEND.get(name, ''))}</dd>" for name in names
     )
     return f"<table><thead><tr>{head}</tr></thead>\n<tbody>{rows}</tbody></table>\n<dl>{legend}</dl>\n"

@@ -66,7 +66,7 @@ class Summary:
         reached: share of runs that reach it.
         rollbacks: rollbacks per run.
         wall_seconds: time on the clock for all runs.
-        measures: interquartile mean of each further figure of the evaluation, by name.
+        measures: interquartile mean of each further figure of the evaluation, over the runs that have it.
     """
 
     label: str
@@ -84,7 +84,7 @@ class Summary:
     reached: float
     rollbacks: float
     wall_seconds: float
-    measures: Mapping[str, float] = field(default_factory=dict)
+    measures: Mapping[str, float | None] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,8 +176,13 @@ def _summary(entry: Entry, reference: Entry, target: Entry, seed: int) -> Summar
         reached=float(np.isfinite(steps).mean()),
         rollbacks=float(evaluation.rollbacks.mean()),
         wall_seconds=evaluation.wall_seconds,
-        measures={name: iqm(values) for name, values in evaluation.measures.items()},
+        measures={name: _known_iqm(values) for name, values in evaluation.measures.items()},
     )
+
+
+def _known_iqm(values: np.ndarray) -> float | None:
+    known = values[np.isfinite(values)]
+    return iqm(known) if len(known) else None
 
 
 # --- files ------------------------------------------------------------------------------------------------------

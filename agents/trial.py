@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from trimtab.agents.diagnostics import DiagnosticRecord, diagnostics_of
 from trimtab.agents.phases import PhaseRecord
 from trimtab.envs.episode import Episodes, StepResult
 from trimtab.errors import MismatchError, UserError
@@ -90,6 +91,7 @@ class Trial:
         self.seconds = 0.0
         phased = any(instance.phases for instance in self.instances)
         self._phases = PhaseRecord(episodes, self.instances) if phased else None
+        self._diagnostics = DiagnosticRecord(diagnostics_of(self.instances), runs)
         self._run_of = np.zeros(episodes.num_envs, dtype=np.int64)  # the run in each slot
         self._live = np.zeros(episodes.num_envs, dtype=bool)
 
@@ -145,9 +147,10 @@ class Trial:
             self.disturbed[kind][runs[ended]] = steps[ended]
         if self._phases is not None:
             self._phases.note(result, runs, live, ended)
+        self._diagnostics.note(result.diagnostics, runs, live)
         self._live = live & ~ended
         return ended
 
     def measures(self) -> dict[str, np.ndarray]:
-        """Further figures (runs,) by name, for families that have more to say than a loss."""
-        return {} if self._phases is None else self._phases.measures()
+        """Further figures (runs,) by name, NaN where a run does not have one."""
+        return {**({} if self._phases is None else self._phases.measures()), **self._diagnostics.measures()}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -44,6 +44,7 @@ class StepResult:
         score: (N,) mean training score of the interval's steps, NaN unless the populations record one.
         clock: (N,) time since the run started, in usual steps.
         disturbed: by kind of disturbance, in how many of the interval's steps it was active, (N,) int64.
+        diagnostics: by name, the signals (N,) that were asked for beside the observation, NaN where unknown.
     """
 
     observations: np.ndarray
@@ -59,6 +60,7 @@ class StepResult:
     score: np.ndarray
     clock: np.ndarray
     disturbed: dict[str, np.ndarray]
+    diagnostics: dict[str, np.ndarray]
 
 
 class Episodes:
@@ -74,6 +76,7 @@ class Episodes:
         device: a torch device.
         mode: ``"compile"``, ``"eager"`` or ``"auto"``, see ``Population``.
         held_out: take held-out instances, which are disjoint from the others.
+        diagnostics: names of signals that nobody observes but that results record.
         populations: N runs to use in place of new ones, which may take a compilation; nobody else may be using them.
 
     Attributes:
@@ -98,9 +101,11 @@ class Episodes:
         device: str = "cpu",
         mode: Mode = "auto",
         held_out: bool = False,
+        diagnostics: Sequence[str] = (),
         populations: Populations | None = None,
     ) -> None:
         levers, signals = resolve_levers(scenario.levers), resolve_signals(scenario.signals)
+        self._diagnostics, guard = resolve_signals(diagnostics), scenario.guard.config()
         self.scenario, self.num_envs, self.held_out = scenario, num_envs, held_out
         self.action_levers = scenario.levers
         clip = any(lever.hyperparameter == "grad_clip" for lever in levers)
@@ -115,8 +120,9 @@ class Episodes:
                 f"{len(populations.disturbances)}; they must be the same, and runs of one's own have none"
             )
         self.populations = populations
-        self.populations.measure(needs_of(signals))
-        self.steering = Steering(levers, signals, scenario.guard.config(), num_envs)
+        needed = dict.fromkeys((*needs_of((*signals, *self._diagnostics)), *guard.needs))
+        self.populations.measure(tuple(needed))
+        self.steering = Steering(levers, signals, guard, num_envs)
         self.steering.energy = step_energy(signals, device)
         self._kinds: dict[str, Kind] = dict.fromkeys(scenario.levers, "moves")
         self._weights = {name: scenario.reward[name] for name in TERMS if name in scenario.reward}
@@ -213,7 +219,13 @@ class Episodes:
             score=np.full(self.num_envs, np.nan) if measured.scores is None else measured.scores.mean(0),
             clock=reading.clock,
             disturbed=disturbed,
+            diagnostics=self._diagnosed(reading),
         )
+
+    def _diagnosed(self, reading: Reading) -> dict[str, np.ndarray]:
+        with np.errstate(all="ignore"):
+            values = {signal.name: signal.compute(reading, self.steering.memory) for signal in self._diagnostics}
+        return {one.name: np.clip(values[one.name], one.low, one.high) for one in self._diagnostics}
 
     def _reading(self, measured: Measured | None, val_loss: np.ndarray) -> Reading:
         """A reading that knows the scenario's deadline."""

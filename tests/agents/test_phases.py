@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from trimtab.agents.conditions import Conditions
+from trimtab.agents.diagnostics import FIGURES
 from trimtab.agents.evaluate import Evaluator
 from trimtab.agents.phases import MEASURES
 from trimtab.agents.results import Entry, summarise, to_csv
@@ -14,6 +15,7 @@ from trimtab.inner_training.population import Population
 from trimtab.inner_training.tasks import make_family
 from trimtab.policies.registry import load_policy
 
+FIGURE_NAMES = {name for name, _ in FIGURES.values()}
 NAME = "class-incremental-digits"
 
 
@@ -22,7 +24,7 @@ def test_measures_are_those_of_plain_runs(name: str, hard: range) -> None:
     evaluator = Evaluator(SCENARIOS[name], runs=3, mode="eager", batch_of_runs=2)
     calm = Conditions(learning_rates={"sgd": 0.01, "adaptive": 1e-3})  # so that the guard has nothing to do
     found = evaluator.play(load_policy("constant"), calm).measures
-    assert set(found) == set(MEASURES)
+    assert set(found) == {*MEASURES, *FIGURE_NAMES}
     for run, instance in enumerate(calm.apply(evaluator.instances())):
         alone = Population(make_family(name), 1, mode="eager", score=True, clip=False)
         alone.reset([0], [instance])
@@ -46,8 +48,8 @@ def test_measures_are_those_of_plain_runs(name: str, hard: range) -> None:
 def test_phases_may_end_inside_an_interval(interval: int) -> None:
     evaluator = Evaluator(SCENARIOS["changing-regression"].replace(interval=interval), runs=2, mode="eager")
     found = evaluator.play(load_policy("constant")).measures
-    assert set(found) == set(MEASURES) - {"online_score"}  # a regression has no score of its own
-    assert all(np.isfinite(values).all() for values in found.values())
+    assert set(found) == {*MEASURES, *FIGURE_NAMES} - {"online_score"}  # a regression has no score of its own
+    assert all(np.isfinite(values).all() for name, values in found.items() if name != "stability_margin")
 
 
 def test_tables_of_scenarios_with_and_without_measures_join() -> None:
@@ -60,4 +62,14 @@ def test_tables_of_scenarios_with_and_without_measures_join() -> None:
     header, *rows = to_csv(results).splitlines()
     assert header.count("forgetting") == 1
     assert len(rows) == 4 and all(row.count(",") == header.count(",") for row in rows)
-    assert results[0].summaries[0].measures == {} and set(results[1].summaries[0].measures) == set(MEASURES)
+    assert set(results[0].summaries[0].measures) == {"stability_margin"}
+    assert set(results[1].summaries[0].measures) == {*MEASURES, *FIGURE_NAMES}
+
+
+def test_figures_are_of_the_runs_that_have_them() -> None:
+    evaluator = Evaluator(SCENARIOS["digits-mlp"], runs=12, mode="eager")
+    found = evaluator.play(load_policy("constant")).measures["stability_margin"]
+    assert (np.isnan(found) == evaluator.adaptive()).all()
+    rates = evaluator.play(load_policy("constant"), Conditions(learning_rates={"sgd": 1e-4, "adaptive": 1e-4}))
+    calm = rates.measures["stability_margin"][~evaluator.adaptive()]
+    assert (calm > 0.9).all() and (found[~evaluator.adaptive()] <= calm + 1e-9).all()
