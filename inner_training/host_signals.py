@@ -34,10 +34,10 @@ HOST_ROWS: tuple[Signal, ...] = (
     _row("fit", "noisy_data", i.noisy_data,
          "1 - (1 - 4 r (1 - r) flat n) (1 - n tanh(-gap)), r = best / first loss, n = noise in the squared gradient", _START),
     replace(_row("stability", "stability_margin", i.stability_margin,
-         "log2(2 (1 + momentum) / (effective learning rate x curvature))", "curvature not measured, or an adaptive rule",
+         "log2(2 (1 + momentum) / (effective learning rate x curvature along the step))", "curvature not measured, or an adaptive rule",
          "edge of stability, Cohen et al., arXiv 2103.00065", "curvature"), needs=("curvature",)),
     _row("resources", "deadline_available", i.deadline_available, "1 if there is a deadline"),
-    _row("resources", "deadline_left", i.deadline_left, "1 - seconds since the start / seconds allowed", "no deadline"),
+    _row("resources", "deadline_left", i.deadline_left, "1 - time since the start / time allowed", "no deadline"),
     _row("resources", "energy", i.energy, "tanh(short-term ln joules per step - its first)", "no meter",
          cost="two reads of a meter"),
 )  # fmt: skip
