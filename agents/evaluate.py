@@ -15,6 +15,7 @@ from trimtab.envs.episode import Episodes
 from trimtab.envs.populations import Populations
 from trimtab.envs.scenario import Scenario, load_scenario
 from trimtab.errors import MismatchError, check_whole
+from trimtab.inner_training.energy import open_meter
 from trimtab.inner_training.levers import LEVERS, resolve_levers
 from trimtab.inner_training.signals import all_signals, lever_signals
 from trimtab.inner_training.stepping import Mode
@@ -189,6 +190,8 @@ class Evaluator:
         instances = [one for rates in grid for one in replace(conditions, learning_rates=rates).apply(drawn)]
         scenario = conditions.shown(self.scenario, policy.signals)
         parts: list[tuple[np.ndarray, Trial]] = []
+        meter = open_meter(self._device)
+        before = meter.joules() if meter else np.nan
         for index in range(len(self._families)):
             places = np.flatnonzero(np.tile(self._family_of == index, len(grid)))
             if len(places) == 0:
@@ -200,7 +203,7 @@ class Evaluator:
             trial = Trial(episodes, chosen, policy, self.tick)
             trial.play()
             parts.append((places, trial))
-        return self._collect(policy, instances, parts)
+        return self._collect(policy, instances, parts, meter.joules() - before if meter else None)
 
     def _block(self, index: int) -> Populations:
         if index not in self._blocks:
@@ -217,7 +220,11 @@ class Evaluator:
         return self._blocks[index]
 
     def _collect(
-        self, policy: Policy, instances: Sequence[Instance], parts: Sequence[tuple[np.ndarray, Trial]]
+        self,
+        policy: Policy,
+        instances: Sequence[Instance],
+        parts: Sequence[tuple[np.ndarray, Trial]],
+        joules: float | None,
     ) -> list[Evaluation]:
         order = np.argsort(np.concatenate([places for places, _ in parts]))
         width = max(trial.curve.shape[1] for _, trial in parts)
@@ -229,6 +236,8 @@ class Evaluator:
             columns[name] = np.concatenate(values)[order]
         measures = _joined([trial.measures() for _, trial in parts], order)
         disturbed = _joined([trial.disturbed for _, trial in parts], order)
+        if joules is not None:
+            measures["joules"] = joules * columns["inner_steps"] / columns["inner_steps"].sum()
         columns["learning_rates"] = np.array([instance.optimizer.lr for instance in instances])
         columns["budgets"] = np.array([instance.steps for instance in instances])
         seconds = sum(trial.seconds for _, trial in parts)

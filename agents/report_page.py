@@ -32,7 +32,11 @@ COLUMNS: Mapping[str, str] = {
 LEARNED, RULE, BEST = "#D55E00", "#4C6A92", "#9AA5B1"
 MARKERS = {"untuned": "o", "tuned": "s", "oracle": "D"}
 
-LEGEND: Mapping[str, str] = {**MEASURES, **dict(FIGURES.values())}
+LEGEND: Mapping[str, str] = {
+    **MEASURES,
+    **dict(FIGURES.values()),
+    "joules": "energy drawn by the machine while the runs were played, shared out by their steps",
+}
 
 STYLE = """
 body { font: 15px/1.45 system-ui, sans-serif; margin: 2rem auto; max-width: 72rem; padding: 0 1rem; color: #1c2530; }

@@ -73,3 +73,21 @@ def test_figures_are_of_the_runs_that_have_them() -> None:
     rates = evaluator.play(load_policy("constant"), Conditions(learning_rates={"sgd": 1e-4, "adaptive": 1e-4}))
     calm = rates.measures["stability_margin"][~evaluator.adaptive()]
     assert (calm > 0.9).all() and (found[~evaluator.adaptive()] <= calm + 1e-9).all()
+
+
+def test_energy_is_shared_out_by_steps_where_a_meter_exists(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Meter:
+        def __init__(self) -> None:
+            self.read = 0
+
+        def joules(self) -> float:
+            self.read += 1
+            return 100.0 * self.read
+
+    evaluator = Evaluator(SCENARIOS["digits-mlp"], runs=3, mode="eager")
+    monkeypatch.setattr("trimtab.agents.evaluate.open_meter", lambda device: None)
+    assert "joules" not in evaluator.play(load_policy("constant")).measures
+    monkeypatch.setattr("trimtab.agents.evaluate.open_meter", lambda device: Meter())
+    found = evaluator.play(load_policy("constant"))
+    assert found.measures["joules"].sum() == pytest.approx(100.0)
+    np.testing.assert_allclose(found.measures["joules"] / found.inner_steps, 100 / found.inner_steps.sum())
