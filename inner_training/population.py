@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from trimtab.errors import MismatchError, UserError, out_of_range, unknown
-from trimtab.inner_training.blocks import Block, State, cut, joined, train
+from trimtab.inner_training.blocks import Block, State, choose_size, cut, joined, train
 from trimtab.inner_training.disturbances import DisturbanceSettings, Disturber
 from trimtab.inner_training.feeding import SplitTable, allocate_feed, check_instance, place_of, write_feed
 from trimtab.inner_training.layout import FlatLayout
@@ -41,7 +41,7 @@ class Population:
     """N runs of a task family, each with its own instance, hyperparameters and random streams.
 
     Runs start by ``reset``; until then they hold zeros and train on nothing that matters. The same instance gives
-    the same run: bit for bit at equal ``num_runs`` and mode, within 1e-4 over 50 stable steps otherwise.
+    the same run: bit for bit at equal ``num_runs``, mode and block, within 1e-4 over 50 stable steps otherwise.
 
     Args:
         family: what is learned; its module must be free of in-place buffers (no batch norm).
@@ -53,6 +53,8 @@ class Population:
         clip: whether the gradient norm is computed at every step so that ``grad_clip`` can act.
         score: whether every step records the family's score beside its loss.
         disturbances: the faults that may befall every run, drawn from its instance's own seed.
+        block: runs that train through an interval together, before the next ones do; None is as many as fit a cache
+            where that is quicker, and otherwise all (see ``blocks.choose_size``).
 
     Attributes:
         instances: the instance of each run (None until its first reset).
@@ -77,6 +79,8 @@ class Population:
     ) -> None:
         if num_runs < 1:
             raise out_of_range("num_runs", num_runs, 1)
+        if block is not None and block < 1:
+            raise out_of_range("block", block, 1)
         rules = family.rules if rules is None else rules
         for rule in rules:
             if rule not in UPDATE_RULES:
@@ -92,7 +96,6 @@ class Population:
         self._feed = allocate_feed(family, num_runs, self.device)
         self._learner = allocate_learner(num_runs, self.layout.width, self.device)
         self._last_gradient = torch.zeros_like(self._learner.parameters)
-        self._blocks = cut(self._feed, num_runs, block or num_runs)
         self.disturber = Disturber(disturbances, num_runs) if disturbances else None
         self._recipes = Recipes(self._rules, num_runs, self.device, self.disturber)
         self._splits = SplitTable(family.max_phases, num_runs)
@@ -101,13 +104,15 @@ class Population:
         needs = needs_of(self._rules.values())
         options = StepOptions(clip=clip, needs=needs, sample=False, score=score, disturbed=bool(disturbances))
         self.mode = choose_mode(mode, num_runs)
-        self._programs = self._built(options)
+        self._blocks = cut(self._feed, num_runs, min(num_runs, 2))[:1]
+        self._programs = self._built(options, block)
         self._ring = SnapshotRing(self._learner)
 
-    def _built(self, options: StepOptions) -> Programs:
+    def _built(self, options: StepOptions, block: int | None) -> Programs:
         """The functions of this population: checked on the module, and compiled if that is wanted and works."""
         programs = plain_programs(self.family, self.layout, options)
         self._check_stackable(programs)
+        self._cut(block)
         if self.mode == "eager":
             return programs
         fast = compiled_programs(programs)
@@ -121,7 +126,17 @@ class Population:
             reason = str(error).strip().partition("\n")[0]
             logger.warning("the step of %s could not be compiled, so it runs eagerly: %s", self.family.name, reason)
             self.mode, fast = "eager", programs
+            self._cut(block)
         return fast
+
+    def _cut(self, block: int | None) -> None:
+        size = choose_size(self.family, self.num_runs, self.mode, self.device) if block is None else block
+        self._blocks = cut(self._feed, self.num_runs, min(size, self.num_runs))
+
+    @property
+    def block(self) -> int:
+        """Runs that train through an interval together, before the next ones do."""
+        return len(self._blocks[0].feed.step)
 
     def _try(self, steps: Sequence[StepFunction]) -> None:
         """Takes steps whose outcome nobody keeps."""
@@ -227,7 +242,14 @@ class Population:
         self._last_gradient = outcome.state.gradient
         self._feed.step += steps
         last = LastStep(outcome.before, *outcome.state[::3], rows[-1])
-        return replace(outcome.telemetry, probed=self._probes.take(last, self._feed, self._inputs))
+        probed = self._probes.take(last, self._feed, self._inputs, lambda: self._gradient_again(rows[-1:]))
+        return replace(outcome.telemetry, probed=probed)
+
+    def _gradient_again(self, row: Tensor) -> Tensor:
+        """Gradient (N, P) at the parameters as they are, on the batch of the last step."""
+        blocks = [block._replace(feed=replace(block.feed, step=block.feed.step - 1)) for block in self._blocks]
+        again = train(blocks, self._programs.steps[1:], self._state(), self._inputs, row, self._recipes.clip)
+        return again.state.gradient
 
     def measure(self, names: Sequence[str], every: int = PROBE_EVERY) -> None:
         """Takes further measurements (see ``measurements``) in the first interval of each run and then in every few.

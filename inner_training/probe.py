@@ -29,18 +29,30 @@ HESSIAN: dict[str, tuple[Callable[..., Tensor], int]] = {  # by measurement: its
     "curvature_trace": (hessian_trace, TRACE_VECTORS),
 }
 
+ALONG = frozenset(("curvature", "overshoot"))  # the measurements along a step
+WORTH_ALL = 0.4  # share of due runs from which a compiled gradient of all runs is quicker than theirs alone
+
 
 class LastStep(NamedTuple):
-    """The last step of an interval: parameters before and after it and its gradient, (N, P), and its columns (N, C)."""
+    """The last step of an interval.
+
+    Attributes:
+        before, after: parameters (N, P).
+        gradient: (N, P) at ``before``.
+        by: its columns (N, C).
+        gradient_after: (N, P) at ``after`` on the same batch, where it is known.
+    """
 
     before: Tensor
     after: Tensor
     gradient: Tensor
     by: Tensor
+    gradient_after: Tensor | None = None
 
     def of_runs(self, runs: Tensor) -> LastStep:
         """That of some runs (indices)."""
-        return LastStep(*(tensor[runs] for tensor in self))
+        before, after, gradient, by = (tensor[runs] for tensor in self[:4])
+        return LastStep(before, after, gradient, by, None if self.gradient_after is None else self.gradient_after[runs])
 
 
 class _Batch(NamedTuple):
@@ -71,7 +83,7 @@ def sparsity(gradient: Tensor, parameters: Tensor) -> Tensor:
     count = present.sum(1)
     root_mean_square = (gradient.square().sum(1) / count).sqrt()
     tiny = present & (gradient.abs() < TINY_SHARE * root_mean_square[:, None])
-    return torch.where(gradient.isfinite().all(1), tiny.sum(1) / count, torch.nan)
+    return torch.where(root_mean_square.isfinite(), tiny.sum(1) / count, torch.nan)
 
 
 class Probes:
@@ -100,18 +112,22 @@ class Probes:
         """Runs that start anew, with a first interval to come."""
         self._intervals[list(runs)] = 0
 
-    def take(self, step: LastStep, feed: Feed, inputs: Tensor) -> dict[str, Tensor]:
+    def take(self, step: LastStep, feed: Feed, inputs: Tensor, again: Callable[[], Tensor]) -> dict[str, Tensor]:
         """Measurements (N,) or (C, N) by name after an interval, NaN for runs in which none was due.
 
         Args:
             step: the interval's last.
             feed: as it is after that step.
             inputs: of the family.
+            again: gives the gradients of all runs at once at ``step.after``, quicker than they are computed here.
         """
         due = self._intervals % self._every == 0
         self._intervals += 1
         if not self._names or not due.any():
             return {}
+        # Parameters that start a phase at zero would be put there once more.
+        if self._names & ALONG and due.mean() > WORTH_ALL and not self._family.reset_each_phase:
+            step = step._replace(gradient_after=again())
         feed = replace(feed, step=feed.step - 1)
         if due.all():
             return self._measured(step, feed, inputs)
@@ -132,16 +148,19 @@ class Probes:
         found: dict[str, Tensor] = {}
         if "grad_sparsity" in self._names:
             found["grad_sparsity"] = sparsity(step.gradient, step.before)
-        if not self._names.isdisjoint(("curvature", "overshoot")):
+        if self._names & ALONG:
             found |= self._along_step(step, feed, batch)
         found |= self._activations(step.before, feed, batch.few())
         return found | self._hessian(step.after, feed, batch.few())
 
     def _along_step(self, step: LastStep, feed: Feed, batch: _Batch) -> dict[str, Tensor]:
-        gradients = stacked_gradients(self._family)
-        by_name, _ = gradients(self._layout.views(step.after), feed.buffers, batch.x, batch.y, batch.weight)
+        after = step.gradient_after
+        if after is None:
+            gradients = stacked_gradients(self._family)
+            by_name, _ = gradients(self._layout.views(step.after), feed.buffers, batch.x, batch.y, batch.weight)
+            after = self._layout.flatten(by_name)
         moved = step.after - step.before
-        bend = ((self._layout.flatten(by_name) - step.gradient) * moved).sum(1)
+        bend = ((after - step.gradient) * moved).sum(1)
         descent = -(step.gradient * moved).sum(1)
         return {
             "curvature": bend / moved.square().sum(1),
