@@ -4,14 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from trimtab.inner_training.feeding import Feed, feed_of
 from trimtab.inner_training.stepping import StepFunction
+from trimtab.inner_training.task import TaskFamily
 from trimtab.inner_training.telemetry import Telemetry, gathered
+
+CACHE_BYTES = 2**22  # what the runs of a block should need at most; measured, and flat around this
+FEWEST_RUNS = 4  # a block of fewer spends its time on calls
+STATES = 5  # tensors as large as the parameters that an update reads or writes
 
 
 class Block(NamedTuple):
@@ -53,6 +60,41 @@ def cut(feed: Feed, num_runs: int, size: int) -> tuple[Block, ...]:
     length = -(-num_runs // count)
     starts = (min(begin, num_runs - length) for begin in range(0, num_runs, length))
     return tuple(Block(runs, feed_of(feed, runs)) for runs in (slice(start, start + length) for start in starts))
+
+
+class _Results(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts the bytes of all tensors that operations make."""
+
+    bytes = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if not func.is_view:
+            self.bytes += sum(one.nbytes for one in tree_leaves(result) if isinstance(one, Tensor))
+        return result
+
+
+@torch.no_grad()
+def working_bytes(family: TaskFamily) -> int:
+    """Bytes that a step of one run works on, by their shapes: its state, and the results of its forward pass."""
+    rows = family.inputs[torch.arange(family.max_batch) % len(family.inputs)]
+    labels = torch.zeros(family.max_batch, dtype=family.label_dtype)
+    x, y = family.present(rows if rows.is_floating_point() else rows.long(), labels)
+    with _Results() as results:  # type: ignore[no-untyped-call]
+        family.loss(family.module(x), y)
+    return results.bytes + STATES * sum(parameter.nbytes for parameter in family.module.parameters())
+
+
+def choose_size(family: TaskFamily, num_runs: int, mode: str, device: torch.device) -> int:
+    """Runs per block of a population that nobody gave one: about as many as fit a cache.
+
+    A GPU takes all runs at once, and so does a population that is not compiled, whose time goes into calls. Nothing is
+    timed, so that the same population has the same blocks everywhere.
+    """
+    if mode == "eager" or device.type != "cpu":
+        return num_runs
+    fitting = max(CACHE_BYTES / working_bytes(family), FEWEST_RUNS)
+    return -(-num_runs // max(round(num_runs / fitting), 1))
 
 
 def joined(parts: Sequence[Tensor], blocks: Sequence[Block]) -> Tensor:
