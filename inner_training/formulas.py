@@ -32,6 +32,11 @@ def log(value: np.ndarray) -> np.ndarray:
     return np.log(np.maximum(value, TINY))
 
 
+def log_losses(reading: Reading, memory: Memory) -> np.ndarray:
+    """ln of each step's training loss (K, N), NaN when unknown."""
+    return memory.once("log_losses", lambda: log(reading.losses()))
+
+
 def mean_loss(reading: Reading) -> np.ndarray:
     losses = reading.losses()
     seen = np.isfinite(losses)
@@ -39,23 +44,23 @@ def mean_loss(reading: Reading) -> np.ndarray:
     return np.divide(np.where(seen, losses, 0).sum(0), count, out=np.full(count.shape, np.nan), where=count > 0)
 
 
-def log_loss(reading: Reading) -> np.ndarray:
+def log_loss(reading: Reading, memory: Memory) -> np.ndarray:
     """ln of the interval's mean training loss (N,), NaN when unknown."""
-    return log(mean_loss(reading))
+    return memory.once("log_loss", lambda: log(mean_loss(reading)))
 
 
 def loss_fast(reading: Reading, memory: Memory) -> np.ndarray:
     """Short-term average of ``log_loss``."""
-    return memory.ema("loss_fast", log_loss(reading), FAST)
+    return memory.ema("loss_fast", log_loss(reading, memory), FAST)
 
 
 def loss_slow(reading: Reading, memory: Memory) -> np.ndarray:
     """Long-term average of ``log_loss``."""
-    return memory.ema("loss_slow", log_loss(reading), SLOW)
+    return memory.ema("loss_slow", log_loss(reading, memory), SLOW)
 
 
 def loss_first(reading: Reading, memory: Memory) -> np.ndarray:
-    return memory.first("loss", log(reading.losses()[0]))
+    return memory.first("loss", log_losses(reading, memory)[0])
 
 
 def loss_best(reading: Reading, memory: Memory) -> np.ndarray:
@@ -93,14 +98,14 @@ def plateau(reading: Reading, memory: Memory) -> np.ndarray:
 
 def spike(reading: Reading, memory: Memory) -> np.ndarray:
     mean = memory.previous("loss_slow", loss_slow(reading, memory))
-    losses = log(reading.losses())
+    losses = log_losses(reading, memory)
     worst = np.where(np.isfinite(losses).all(0), losses.max(0), np.nan)
-    spread = memory.previous("loss_spread", memory.ema("loss_spread", np.abs(log_loss(reading) - mean), SLOW))
+    spread = memory.previous("loss_spread", memory.ema("loss_spread", np.abs(log_loss(reading, memory) - mean), SLOW))
     return squash((worst - mean) / (spread + 0.1), 4.0)
 
 
 def oscillation(reading: Reading, memory: Memory) -> np.ndarray:
-    mean = log_loss(reading)
+    mean = log_loss(reading, memory)
     change = np.sign(mean - memory.previous("log_loss", mean))
     flipped = change * memory.previous("log_loss_change", change)
     return memory.ema("oscillation", np.where(np.isfinite(flipped), -flipped, np.nan), 0.8)

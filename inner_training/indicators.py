@@ -23,7 +23,7 @@ FADE = 0.9  # weight per decision of what became of a jump
 
 def jumps(reading: Reading, memory: Memory) -> np.ndarray:
     """(K, N) height of each step's ln loss above its long-term average, in usual deviations within an interval."""
-    losses = f.log(reading.losses())
+    losses = f.log_losses(reading, memory)
     usual = memory.previous("loss_slow", f.loss_slow(reading, memory))
     spread = memory.previous("step_spread", memory.ema("step_spread", losses.std(0), f.SLOW))
     return np.clip((losses - usual) / (spread + LEAST_SPREAD), 0.0, LARGEST_JUMP)
@@ -57,7 +57,7 @@ def shift_window(reading: Reading, memory: Memory) -> np.ndarray:
     """The adaptive window's score (N,) of an increase of ln loss."""
 
     def update(state: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        after, score, _ = WINDOW.update(state, f.log(reading.losses()))
+        after, score, _ = WINDOW.update(state, f.log_losses(reading, memory))
         return after, score
 
     return memory.fold("shift_window", WINDOW.width, update)
@@ -68,7 +68,7 @@ def persistence(reading: Reading, memory: Memory) -> np.ndarray:
     suspicion = shift(reading, memory)
     level = f.loss_fast(reading, memory)
     usual = memory.previous("loss_slow", f.loss_slow(reading, memory))
-    seen = np.isfinite(f.log_loss(reading))
+    seen = np.isfinite(f.log_loss(reading, memory))
     return memory.fold("persistence", 3, lambda state: follow_jump(state, level, usual, suspicion * seen))
 
 

@@ -125,13 +125,19 @@ class Memory:
             self._stored[key] = np.full(self.num_runs, value)
         return self._stored[key]
 
+    def once(self, name: str, compute: Callable[[], np.ndarray]) -> np.ndarray:
+        """What several signals need at this decision, of any shape, computed the first time."""
+        if (name, "once") not in self._current:
+            self._current[name, "once"] = compute()
+        return self._current[name, "once"]
+
     def ema(self, name: str, value: np.ndarray, decay: float) -> np.ndarray:
         """Exponential average with bias correction: weight ``1 - decay`` on the newest value."""
         if (name, "ema") not in self._current:
             mean, weight = self._slot(name + "/mean", 0.0), self._slot(name + "/weight", 0.0)
             seen = np.isfinite(value) & self._active
-            mean[seen] = decay * mean[seen] + (1 - decay) * value[seen]
-            weight[seen] = decay * weight[seen] + (1 - decay)
+            np.copyto(mean, decay * mean + (1 - decay) * value, where=seen)
+            np.copyto(weight, decay * weight + (1 - decay), where=seen)
             self._current[name, "ema"] = np.divide(mean, weight, out=_nan(self.num_runs), where=weight > 0)
         return self._current[name, "ema"]
 
