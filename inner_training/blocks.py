@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from trimtab.inner_training.feeding import Feed, feed_of
-from trimtab.inner_training.stepping import StepFunction
+from trimtab.inner_training.programs import EVALUATION_SLOTS
+from trimtab.inner_training.stepping import EvaluateFunction, StepFunction
 from trimtab.inner_training.task import TaskFamily
 from trimtab.inner_training.telemetry import Telemetry, gathered
 
@@ -146,6 +148,41 @@ def train_block(
         feed.step = feed.step + 1
         taken.append(result)
     return Outcome(State(parameters, first, second, gradient), before, gathered(taken))
+
+
+def sums(
+    blocks: Sequence[Block],
+    function: EvaluateFunction,
+    views: Mapping[str, Tensor],
+    inputs: Tensor,
+    spans: tuple[np.ndarray, np.ndarray],
+) -> Tensor:
+    """Sums (N,) of what ``function``, of ``make_evaluate``, gives over a span of each run's maps.
+
+    Args:
+        blocks: that cover all runs.
+        function: of ``EVALUATION_SLOTS`` slots.
+        views: parameters by name, (N, *shape).
+        inputs: of the family.
+        spans: begin and size (N,) int64, on the host.
+    """
+    return joined([_sum(block, function, views, inputs, spans) for block in blocks], blocks)
+
+
+def _sum(
+    block: Block,
+    function: EvaluateFunction,
+    views: Mapping[str, Tensor],
+    inputs: Tensor,
+    spans: tuple[np.ndarray, np.ndarray],
+) -> Tensor:
+    device = block.feed.step.device
+    start, size = (torch.from_numpy(np.ascontiguousarray(one[block.runs])).to(device) for one in spans)
+    own = {name: view[block.runs] for name, view in views.items()}
+    total = torch.zeros(len(size), dtype=torch.float32, device=device)
+    for offset in range(0, int(spans[1][block.runs].max()), EVALUATION_SLOTS):
+        total = total + function(own, block.feed, inputs, start, size, torch.tensor(offset, device=device))
+    return total
 
 
 def _joined_telemetry(parts: Sequence[Telemetry], blocks: Sequence[Block]) -> Telemetry:

@@ -10,17 +10,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from trimtab.errors import MismatchError, UserError, out_of_range, unknown
-from trimtab.inner_training.blocks import Block, State, choose_size, cut, joined, train
+from trimtab.errors import UserError, out_of_range, unknown
+from trimtab.inner_training.blocks import Block, State, choose_size, cut, sums, train
 from trimtab.inner_training.disturbances import DisturbanceSettings, Disturber
 from trimtab.inner_training.feeding import SplitTable, allocate_feed, check_instance, place_of, write_feed
 from trimtab.inner_training.layout import FlatLayout
 from trimtab.inner_training.measurements import PROBE_EVERY
 from trimtab.inner_training.probe import LastStep, Probes
-from trimtab.inner_training.programs import EVALUATION_SLOTS, Programs, compiled_programs, plain_programs
+from trimtab.inner_training.programs import Programs, compiled_programs, plain_programs
 from trimtab.inner_training.reading import Reading
 from trimtab.inner_training.recipes import Recipes
 from trimtab.inner_training.snapshot import SnapshotRing
+from trimtab.inner_training.stacking import check_stackable
 from trimtab.inner_training.stepping import (
     EvaluateFunction,
     Learner,
@@ -111,7 +112,7 @@ class Population:
     def _built(self, options: StepOptions, block: int | None) -> Programs:
         """The functions of this population: checked on the module, and compiled if that is wanted and works."""
         programs = plain_programs(self.family, self.layout, options)
-        self._check_stackable(programs)
+        check_stackable(self.family.name, self._feed.buffers, lambda: self._try(programs.steps))
         self._cut(block)
         if self.mode == "eager":
             return programs
@@ -121,7 +122,7 @@ class Population:
                 warnings.simplefilter("ignore", DeprecationWarning)  # the compiler imports deprecated parts of torch
                 self._try(fast.steps)
                 for evaluate in fast.evaluations.values():
-                    self._sum(self._blocks[0], evaluate, self._feed.starts[0], self._feed.sizes[0], 1)
+                    self._sums(self._blocks[:1], evaluate, self._splits.spans("train", 0, self.steps_done))
         except Exception as error:  # noqa: BLE001 - any failure of the compiler has the same remedy
             reason = str(error).strip().partition("\n")[0]
             logger.warning("the step of %s could not be compiled, so it runs eagerly: %s", self.family.name, reason)
@@ -143,35 +144,8 @@ class Population:
         rows = torch.zeros(len(steps), self.num_runs, self._recipes.width, dtype=torch.float32, device=self.device)
         train(self._blocks[:1], steps, self._state(), self._inputs, rows, self._recipes.clip)
 
-    def _check_stackable(self, programs: Programs) -> None:
-        """Refuses a module that cannot be stacked, before any training."""
-        before = {name: buffer.clone() for name, buffer in self._feed.buffers.items()}
-        remedy = "use layer or group norm in place of batch norm, and leave dropout out"
-        try:
-            self._try(programs.steps)
-        except torch.OutOfMemoryError:
-            raise
-        except Exception as error:
-            reason = str(error).strip().partition("\n")[0]
-            raise MismatchError(f"the module of {self.family.name!r} cannot be stacked: {reason}; {remedy}") from error
-        changed = [name for name, buffer in self._feed.buffers.items() if not torch.equal(buffer, before[name])]
-        if changed:
-            raise MismatchError(
-                f"the module of {self.family.name!r} changes its buffer {changed[0]!r} in the forward pass, "
-                f"which runs stacked together cannot do; {remedy}"
-            )
-
     def _state(self) -> State:
         return State(*self._learner[:3], self._last_gradient)
-
-    def _sum(self, block: Block, evaluate: EvaluateFunction, start: Tensor, size: Tensor, most: int) -> Tensor:
-        """Sum over the examples of a block's runs, of which each has at most ``most``; (b,)."""
-        views = self.layout.views(self._learner.parameters[block.runs])
-        total = torch.zeros(len(block.feed.step), dtype=torch.float32, device=self.device)
-        for offset in range(0, most, EVALUATION_SLOTS):
-            shift = torch.tensor(offset, device=self.device)
-            total = total + evaluate(views, block.feed, self._inputs, start[block.runs], size[block.runs], shift)
-        return total
 
     # --- starting runs ----------------------------------------------------------------------------------------
 
@@ -279,10 +253,13 @@ class Population:
             raise out_of_range("phase", phase, 0, self.family.max_phases - 1)
         begins, sizes = self._splits.spans(split, phase, self.steps_done)
         sizes = sizes if max_examples is None else np.minimum(sizes, max_examples)
-        start, size = (torch.from_numpy(np.ascontiguousarray(one)).to(self.device) for one in (begins, sizes))
-        evaluate = self._programs.evaluations[score]
-        sums = [self._sum(block, evaluate, start, size, int(sizes[block.runs].max())) for block in self._blocks]
-        return joined(sums, self._blocks) / size
+        total = self._sums(self._blocks, self._programs.evaluations[score], (begins, sizes))
+        return total / torch.from_numpy(sizes).to(self.device)
+
+    def _sums(
+        self, blocks: Sequence[Block], function: EvaluateFunction, spans: tuple[np.ndarray, np.ndarray]
+    ) -> Tensor:
+        return sums(blocks, function, self.layout.views(self._learner.parameters), self._inputs, spans)
 
     def snapshot(self, mask: np.ndarray) -> None:
         """Notes the present of the runs in ``mask`` (bool, (N,)) as stable (see ``SnapshotRing``)."""
