@@ -115,13 +115,13 @@ def test_an_interval_keeps_no_step_alive() -> None:
     state = sum(tensor.nbytes for tensor in runs._state())
     with torch.profiler.profile(profile_memory=True) as profile:
         runs.advance(40)
-    # Forty steps of which each were kept would hold ten times as much as this.
+    # Forty steps of which each were kept would hold eighteen times the state.
     held, most = 0, 0
     for event in profile.profiler.kineto_results.events():  # type: ignore[union-attr]
         if event.name() == "[memory]":
             held += event.nbytes()
             most = max(most, held)
-    assert 0 < most < 4 * state
+    assert 0 < most < 6 * state
 
 
 def test_the_size_follows_from_shapes() -> None:
