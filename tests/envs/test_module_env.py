@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import gc
+import math
+import re
+import runpy
 import weakref
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,13 +26,14 @@ from trimtab.envs.module_env import module_env, module_vec
 from trimtab.envs.populations import Populations
 from trimtab.envs.scenario import Scenario
 from trimtab.envs.vector_env import TrimtabVectorEnv
-from trimtab.errors import UserError
+from trimtab.errors import MismatchError, UserError
 from trimtab.inner_training.module_family import ModuleFamily
 from trimtab.inner_training.module_parts import Parts
 from trimtab.inner_training.module_run import ModuleRun
 from trimtab.inner_training.population import Population
 from trimtab.policies.registry import load_policy
 
+ROOT = Path(__file__).resolve().parents[2]
 STEPS = 25
 SHOWN = {"missing": {"progress": 0, "validation": 0, "validation_every_max": 1}}
 
@@ -274,8 +279,41 @@ def test_what_cannot_be_an_environment() -> None:
         module_env(of(small(validation=None))).reset(seed=0)
     with pytest.raises(UserError, match="unknown scenario 'digits-mpl'; did you mean 'digits-mlp'"):
         module_env(of(small()), scenario="digits-mpl")
+    for change, key in (
+        ({"disturbances": [{"kind": "nan-gradient", "rate": 1.0}]}, "disturbances"),
+        ({"deadline": 0.5}, "a deadline"),
+    ):
+        with pytest.raises(MismatchError, match=f"scenario 'tried' has {key}, which only populations know"):
+            module_env(of(small()), scenario=scenario(**change))
     for families in ([], [small()]):
         with pytest.raises(UserError, match="give at least one ModuleFamily"):
             module_vec(families)  # type: ignore[arg-type]
     with pytest.raises(UserError, match="the loss of run 'tried' has the shape"):
         module_env(of(small(loss=lambda module, batch: module(batch[0])))).reset(seed=0)
+
+
+# --- the page and the example -----------------------------------------------------------------------------------------
+
+
+def test_the_page_runs(tmp_path: Path) -> None:
+    blocks = re.findall(
+        r"```python\n(.*?)```", (ROOT / "docs" / "module_run.md").read_text(encoding="utf-8"), re.DOTALL
+    )
+    script = tmp_path / "page.py"
+    script.write_text("\n".join(blocks), encoding="utf-8")
+    names = runpy.run_path(str(script))
+    assert len(blocks) == 3
+    assert names["info"]["step"] == 60 and names["terminated"]
+    assert names["result"].terminated[0] and names["vector"].num_envs == 2
+
+
+@pytest.mark.parametrize("policy", ["cosine", "default"])
+def test_the_example_trains(policy: str, capsys: pytest.CaptureFixture[str]) -> None:
+    example = runpy.run_path(str(ROOT / "examples" / "module_run.py"))
+    small = example["Size"](width=16, depth=1, heads=2, context=16, batch=8, steps=40, lr=1e-2)
+    example["SIZES"]["small"] = small
+    example["main"](["--policy", policy, "--device", "cpu"])
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 42 and lines[0].startswith("11,760 parameters, 40 steps")
+    bits = float(re.findall(r"validation ([\d.]+) bits", lines[1])[0]), float(re.findall(r"[\d.]+", lines[-1])[0])
+    assert 8.2 > bits[0] > bits[1] + 1 and math.isfinite(bits[1])
