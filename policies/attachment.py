@@ -14,9 +14,11 @@ import torch
 from torch import nn
 
 from trimtab.errors import MismatchError, OutputExistsError, UserError, check_whole, unknown
+from trimtab.inner_training.energy import step_energy
 from trimtab.inner_training.guard import GuardConfig
 from trimtab.inner_training.levers import LEVERS, Lever, resolve_levers
 from trimtab.inner_training.signals import Signal, lever_signals
+from trimtab.inner_training.steering import Steering
 from trimtab.policies.network import LearnedPolicy
 from trimtab.policies.policy import Policy
 from trimtab.policies.registry import check_policy, load_policy
@@ -74,6 +76,13 @@ def levers_of(policy: Policy) -> tuple[Lever, ...]:
     read = set(policy.signals)
     seen = [name for name, lever in LEVERS.items() if any(signal.name in read for signal in lever_signals(lever))]
     return resolve_levers(tuple(dict.fromkeys([*policy.levers, *seen])))
+
+
+def steering_of(settings: Attachment, signals: Sequence[Signal], optimizer: torch.optim.Optimizer) -> Steering:
+    """The steering of one live run, with the meter of its device where a signal reads it."""
+    steering = Steering(levers_of(settings.policy), signals, settings.guard, 1)
+    steering.energy = step_energy(signals, optimizer.param_groups[0]["params"][0].device)
+    return steering
 
 
 def measuring_window(signals: Sequence[Signal], decide_every: int) -> int:

@@ -13,14 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from trimtab.errors import UserError
-from trimtab.inner_training.energy import step_energy
 from trimtab.inner_training.guard import GuardConfig, Health, Reason, in_words
 from trimtab.inner_training.live_run import LiveRun, as_scalar, check_readable
 from trimtab.inner_training.live_snapshot import LiveSnapshots
 from trimtab.inner_training.measurements import needs_of
 from trimtab.inner_training.reading import Reading
 from trimtab.inner_training.signals import resolve_signals
-from trimtab.inner_training.steering import Move, Steering
+from trimtab.inner_training.steering import Move
 from trimtab.policies import attachment
 from trimtab.policies.attachment import Attachment
 from trimtab.policies.audit import Audit
@@ -50,8 +49,7 @@ class Controller:
     def __init__(self, optimizer: torch.optim.Optimizer, settings: Attachment) -> None:
         self._optimizer, self._settings, self._policy = optimizer, settings, settings.policy
         signals = resolve_signals(self._policy.signals)
-        self._steering = Steering(attachment.levers_of(self._policy), signals, settings.guard, 1)
-        self._steering.energy = step_energy(signals, optimizer.param_groups[0]["params"][0].device)
+        self._steering = attachment.steering_of(settings, signals, optimizer)
         self._policy_state = self._policy.init(1)
         self._val_loss: Tensor | float = math.nan
         self._decided_at, self._detached = 0, False
