@@ -51,6 +51,8 @@ _built_in(
 )
 _built_in("tabular-mlp", "iris, wine and breast cancer, one hidden layer, relu", "tabular:TabularMLP")
 _built_in("teacher-mlp", "labels of random teacher networks, one hidden layer, relu", "teacher:TeacherMLP")
+_built_in("language", "source code of Python's standard library, byte by byte", "language:StandardLibrary")
+_built_in("sprites-vit", "drawn shapes with nuisances, a small vision transformer", "vit:SpritesViT")
 _built_in("sprites-conv", "drawn shapes with nuisances, two convolutions", "images:Sprites")
 _built_in(
     "sprites-resnet", "drawn shapes with nuisances, residual with group norm", "images:Sprites", network="residual"

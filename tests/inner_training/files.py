@@ -71,6 +71,11 @@ def truncated(path: Path, size: int) -> Path:
     return path
 
 
+def write_text(path: Path) -> Path:
+    path.write_text("\n".join(f"{number} by {number} is {number * number}" for number in range(700)))
+    return path
+
+
 def cifar_without_class(folder: Path) -> Path:
     cifar_bytes(9, 10, 0).tofile(folder / "test_batch.bin")
     return folder

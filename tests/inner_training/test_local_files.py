@@ -23,6 +23,7 @@ from tests.inner_training.files import (
     write_npz,
     write_pictures,
     write_targets,
+    write_text,
 )
 from trimtab.envs.scenario import FamilyShare, Scenario
 from trimtab.errors import ConfigError, UserError
@@ -47,6 +48,7 @@ MADE: dict[str, tuple[Callable[[Path], Path], str, str]] = {
     "npz": (write_npz, "table.npz", "npz"),
     "npz-images": (write_pictures, "table.npz", "npz"),
     "npz-targets": (write_targets, "table.npz", "npz"),
+    "text": (write_text, "squares.txt", "text"),
 }
 each_format = pytest.mark.parametrize("kind", MADE)
 

@@ -20,6 +20,7 @@ from torch.func import functional_call, vmap
 
 from tests.inner_training.families import (
     MAKERS,
+    answer_shape,
     draws,
     each_family,
     each_mlp,
@@ -114,7 +115,7 @@ def test_arrays_fit_the_family(name: str) -> None:
         assert 0 <= instance.rows.min() <= instance.rows.max() < len(family.inputs)
         assert torch.from_numpy(instance.labels).dtype == family.label_dtype
         if family.label_dtype == torch.int64:
-            outputs = family.module.eval()(family.inputs[:2]).shape[1]
+            outputs = answer_shape(family)[-1]
             assert 0 <= instance.labels.min() <= instance.labels.max() < outputs
             assert instance.labels.max() < instance.traits.get("classes", outputs)
         json.dumps(dict(instance.traits))
@@ -169,11 +170,12 @@ def test_bounded_loss(name: str, losses: list[float]) -> None:
 def test_loss_of_each_example(name: str) -> None:
     family = family_of(name)
     rng = torch.Generator().manual_seed(0)
-    width = family.module.eval()(family.inputs[:2]).shape[1]
-    outputs = 5 * torch.randn(3, 6, width, generator=rng)
+    *places, width = answer_shape(family)  # a language model answers at every place
+    outputs = 5 * torch.randn(3, 6, *places, width, generator=rng)
     if family.label_dtype == torch.int64:
-        labels = torch.randint(0, width, (3, 6), generator=rng)
-        expected = nn.functional.cross_entropy(outputs.transpose(1, 2), labels, reduction="none")
+        labels = torch.randint(0, width, (3, 6, *places), generator=rng)
+        each = nn.functional.cross_entropy(outputs.flatten(0, -2), labels.flatten(), reduction="none")
+        expected = each.view(3, 6, -1).mean(-1)
     else:
         labels = torch.randn(3, 6, generator=rng)
         expected = nn.functional.mse_loss(outputs[..., 0], labels, reduction="none") / (2 if name == "quadratic" else 1)

@@ -22,6 +22,7 @@ FORMATS: dict[str, tuple[str, dict[str, Any]]] = {
     "cifar100": ("cifar:cifar_task", {"classes": 100}),
     "image-folder": ("image_folder:image_folder_task", {}),
     "npz": ("npz:npz_task", {}),
+    "text": ("text:TextTask", {}),
 }
 
 
