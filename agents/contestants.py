@@ -9,7 +9,8 @@ from typing import Any, Literal
 import numpy as np
 
 from trimtab.agents.conditions import Conditions
-from trimtab.agents.evaluate import Evaluation, Evaluator, check_fits, fitting_policy
+from trimtab.agents.evaluate import Evaluator, check_fits, fitting_policy
+from trimtab.agents.evaluation import Evaluation
 from trimtab.agents.results import Entry
 from trimtab.envs.scenario import Scenario
 from trimtab.errors import UserError

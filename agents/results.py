@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from trimtab.agents.evaluate import Evaluation
+from trimtab.agents.evaluation import Evaluation
 from trimtab.agents.files import versions
 from trimtab.agents.statistics import (
     Interval,

@@ -10,7 +10,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from trimtab.agents.evaluate import Evaluation, evaluate
+    from trimtab.agents.evaluate import evaluate
+    from trimtab.agents.evaluation import Evaluation
     from trimtab.envs.names import scenarios
     from trimtab.envs.sb3_vec_env import make_vec
     from trimtab.inner_training.levers import register_lever
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 # Public name -> the module that defines it.
 _HOMES = {
     "Controller": "trimtab.policies.controller",
-    "Evaluation": "trimtab.agents.evaluate",
+    "Evaluation": "trimtab.agents.evaluation",
     "attach": "trimtab.policies.controller",
     "evaluate": "trimtab.agents.evaluate",
     "load_policy": "trimtab.policies.registry",

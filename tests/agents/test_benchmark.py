@@ -26,7 +26,8 @@ from trimtab.agents import benchmark, files
 from trimtab.agents.benchmark import print_table, run_bench
 from trimtab.agents.conditions import Conditions
 from trimtab.agents.contestants import GRID, POINTS, Competition, Contestant, count_evaluations, make_contestants
-from trimtab.agents.evaluate import Evaluation, Evaluator
+from trimtab.agents.evaluate import Evaluator
+from trimtab.agents.evaluation import Evaluation
 from trimtab.agents.files import write_atomically
 from trimtab.agents.report_page import COLUMNS, draw_figure, to_html
 from trimtab.agents.results import Entry, ScenarioResult, summarise, to_csv, to_json

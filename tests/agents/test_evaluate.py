@@ -14,7 +14,8 @@ from torch import Tensor
 
 from tests.agents.tiny import TINY, TWO
 from trimtab.agents.conditions import Conditions
-from trimtab.agents.evaluate import Evaluation, Evaluator, evaluate
+from trimtab.agents.evaluate import Evaluator, evaluate
+from trimtab.agents.evaluation import Evaluation
 from trimtab.errors import ConfigError, MismatchError, RangeError, UnknownNameError, UserError
 from trimtab.inner_training.guard import GuardConfig
 from trimtab.inner_training.population import Population
