@@ -60,7 +60,7 @@ class Watch(TorchFunctionMode):
         if name not in ACTIVATIONS:
             return func(*args, **kwargs)
         used: list[Tensor] = []
-        self._aside(lambda: used.append(self._rows(args[0] if args else kwargs["input"]).ne(0).any(0).any(0)))
+        self._aside(lambda: used.append(self._rows(args[0] if args else kwargs["input"]).abs().amax((0, 1)) > 0))
         output = func(*args, **kwargs)  # in between, as it may happen in place
         self._aside(lambda: self._see(name, self._rows(output).float(), used[0].float()))
         return output
