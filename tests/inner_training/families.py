@@ -76,11 +76,15 @@ def draws(name: str, count: int, *, held_out: bool) -> list[Instance]:
     return [family_of(name).draw(seed, held_out=held_out) for seed in range(count)]
 
 
+def different(name: str) -> int:
+    """How many different examples the table of inputs has, whatever the order of their pixels or how corrupted."""
+    rows = len(family_of(name).inputs)
+    return 1797 if "digits" in name else rows // 2 if name == "language" else rows
+
+
 def examples(name: str, instance: Instance) -> np.ndarray:
-    """Which examples the rows stand for, whatever the order of their pixels or how they are corrupted."""
-    if name == "language":
-        return instance.rows % (len(family_of(name).inputs) // 2)
-    return instance.rows % 1797 if "digits" in name else instance.rows
+    """Which of the different examples the rows stand for."""
+    return instance.rows % different(name)
 
 
 def answer_shape(family: TaskFamily) -> tuple[int, ...]:
