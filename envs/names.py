@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from trimtab.inner_training.tasks import BUILT_IN
 
-MIXES = ("mlp-mix", "digits-mlp-disturbed")
+MIXES = ("mlp-mix", "variety-mix", "digits-mlp-disturbed")
 
 
 def scenarios() -> tuple[str, ...]:
