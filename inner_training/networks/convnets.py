@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -16,28 +18,28 @@ KERNEL = 3
 
 
 class ChannelNet(nn.Module):
-    """What the convolutional networks share: convolutions of equally many channels, gates, and a linear head.
+    """What the convolutional networks share: gates on their channels, and a linear head.
 
     A gate is a float buffer ``gate0``, ``gate1``, ... of shape (channels,) that is multiplied onto the channels of one
     place of the network; 1 is an active channel, 0 an inactive one.
 
     Attributes:
         colours: channels of the images.
-        channels: channels of each convolution.
+        channels: channels of the widest gate.
         outputs: number of outputs.
         head: linear map from the flattened (channel, row, column) features to the outputs.
     """
 
     head: nn.Linear
 
-    def __init__(self, colours: int, channels: int, outputs: int, gates: int) -> None:
+    def __init__(self, colours: int, gates: Sequence[int], outputs: int) -> None:
         super().__init__()
-        for name, size in (("colours", colours), ("channels", channels), ("outputs", outputs)):
+        for name, size in (("colours", colours), *(("channels", gate) for gate in gates), ("outputs", outputs)):
             if size < 1:
                 raise out_of_range(name, size, low=1)
-        self.colours, self.channels, self.outputs = colours, channels, outputs
-        for index in range(gates):
-            self.register_buffer(f"gate{index}", torch.ones(channels))
+        self.colours, self.channels, self.outputs = colours, max(gates), outputs
+        for index, gate in enumerate(gates):
+            self.register_buffer(f"gate{index}", torch.ones(gate))
 
     def gate(self, index: int) -> Tensor:
         """(channels, 1, 1) gate of a place, to multiply images with."""
@@ -51,44 +53,35 @@ class ChannelNet(nn.Module):
 
 
 class ConvNet(ChannelNet):
-    """Convolutions of 3 x 3 with relu, then a linear head on all positions or on their mean.
+    """Convolutions of 3 x 3 with a stride of 2 and relu, then a linear head on all positions or on their mean.
 
     Args:
         colours: channels of the images.
         size: their edge in pixels.
-        channels: channels of each convolution.
+        channels: channels of each convolution, one entry per layer.
         outputs: number of outputs.
-        strides: step of each convolution, one entry per layer.
         pooled: whether the head sees the mean over the positions, so that it matters what is seen and not where.
 
     Raises:
         UserError: when a size is below 1.
 
-    >>> ConvNet(1, 16, 12, 10)(torch.zeros(5, 1, 16, 16)).shape
+    >>> ConvNet(1, 16, (8, 16), 10)(torch.zeros(5, 1, 16, 16)).shape
     torch.Size([5, 10])
     """
 
-    def __init__(
-        self,
-        colours: int,
-        size: int,
-        channels: int,
-        outputs: int,
-        strides: tuple[int, ...] = (2, 2),
-        pooled: bool = False,
-    ) -> None:
-        super().__init__(colours, channels, outputs, gates=len(strides))
+    def __init__(self, colours: int, size: int, channels: Sequence[int], outputs: int, *, pooled: bool = False) -> None:
+        super().__init__(colours, channels, outputs)
         if size < 1:
             raise out_of_range("size", size, low=1)
         self.pooled = pooled
-        sources = [colours, *[channels] * (len(strides) - 1)]
+        # The first stride already halves the image: at full size one layer would cost as much as all the others.
         self.layers = nn.ModuleList(
-            Conv2d(source, channels, KERNEL, stride, KERNEL // 2)
-            for source, stride in zip(sources, strides, strict=True)
+            Conv2d(source, target, KERNEL, 2, KERNEL // 2)
+            for source, target in itertools.pairwise((colours, *channels))
         )
-        for stride in strides:
-            size = -(-size // stride)
-        self.head = nn.Linear(channels * (1 if pooled else size * size), outputs)
+        for _ in channels:
+            size = -(-size // 2)
+        self.head = nn.Linear(channels[-1] * (1 if pooled else size * size), outputs)
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps (B, colours, size, size) to (B, outputs), unnormalised."""
@@ -153,7 +146,7 @@ class ResidualNet(ChannelNet):
     """
 
     def __init__(self, colours: int, channels: int, outputs: int, blocks: int = 2) -> None:
-        super().__init__(colours, channels, outputs, gates=blocks + 1)
+        super().__init__(colours, [channels] * (blocks + 1), outputs)
         if blocks < 1:
             raise out_of_range("blocks", blocks, low=1)
         self.stem = Conv2d(colours, channels, KERNEL, 2, KERNEL // 2)
@@ -188,7 +181,7 @@ class ResidualBlock(nn.Module):
 
 
 def initial_channels(net: ChannelNet, rng: np.random.Generator, width: int, scale: float) -> tuple[Arrays, Arrays]:
-    """Draws initial parameters and gates of a network of which only the first ``width`` channels are active.
+    """Draws initial parameters and gates of a network of which only the first channels are active at each gate.
 
     The draw is that of ``torch.nn.Conv2d`` and ``torch.nn.Linear``, uniform in +-1/sqrt(fan_in), where fan_in counts
     active inputs only. Weights are multiplied by ``scale``, biases by ``min(scale, 1)``; norms start as the identity.
@@ -197,7 +190,7 @@ def initial_channels(net: ChannelNet, rng: np.random.Generator, width: int, scal
     Args:
         net: the network; it is read, not changed.
         rng: source of the draw.
-        width: active channels at each gate, in [1, net.channels].
+        width: active channels of the widest gates, in [1, net.channels]; of the others the same share, rounded up.
         scale: factor of the weights, > 0.
 
     Returns:
@@ -206,39 +199,46 @@ def initial_channels(net: ChannelNet, rng: np.random.Generator, width: int, scal
     Raises:
         RangeError: when the width does not fit the network.
 
-    >>> parameters, buffers = initial_channels(ConvNet(1, 16, 4, 2), np.random.default_rng(0), width=3, scale=1.0)
-    >>> parameters["layers.1.weight"].shape, buffers["gate1"].tolist()
-    ((4, 4, 3, 3), [1.0, 1.0, 1.0, 0.0])
+    >>> net = ConvNet(1, 16, (2, 4), 2)
+    >>> parameters, buffers = initial_channels(net, np.random.default_rng(0), width=2, scale=1.0)
+    >>> parameters["layers.1.weight"].shape, buffers["gate0"].tolist(), buffers["gate1"].tolist()
+    ((4, 2, 3, 3), [1.0, 0.0], [1.0, 1.0, 0.0, 0.0])
     """
     if not 1 <= width <= net.channels:
         raise out_of_range("width", width, 1, net.channels)
+
+    def active(channels: int) -> int:
+        return -(-width * channels // net.channels)
+
+    def gate(channels: int) -> np.ndarray:
+        return (np.arange(channels) < active(channels)).astype(np.float32)
+
     parameters: Arrays = {}
-    first = True
+    before, used = net.colours, net.colours  # channels that the last convolution gives, and those of them in use
     for name, module in net.named_modules():
         if isinstance(module, Conv2d):
-            active = (width, net.colours if first else width)
-            first = False
+            drawn = (active(module.out_channels), used)
+            before, used = module.out_channels, drawn[0]
         elif isinstance(module, nn.Linear):
-            active = (net.outputs, width * module.in_features // net.channels)
+            drawn = (net.outputs, used * (module.in_features // before))
         elif isinstance(module, GatedGroupNorm):
-            inside = (np.arange(net.channels) < width).astype(np.float32)
+            inside = gate(module.weight.numel())
             parameters[f"{name}.weight"], parameters[f"{name}.bias"] = inside, np.zeros_like(inside)
             continue
         else:
             continue
-        parameters[f"{name}.weight"], parameters[f"{name}.bias"] = _uniform(rng, module.weight.shape, active, scale)
-    gate = (np.arange(net.channels) < width).astype(np.float32)
-    return parameters, {name: gate.copy() for name, _ in net.named_buffers()}
+        parameters[f"{name}.weight"], parameters[f"{name}.bias"] = _uniform(rng, module.weight.shape, drawn, scale)
+    return parameters, {name: gate(buffer.numel()) for name, buffer in net.named_buffers()}
 
 
 def _uniform(
-    rng: np.random.Generator, shape: tuple[int, ...], active: tuple[int, int], scale: float
+    rng: np.random.Generator, shape: tuple[int, ...], drawn: tuple[int, int], scale: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Weight (outputs, inputs, ...) and bias (outputs,) of which the first ``active`` outputs and inputs are drawn."""
-    outputs, inputs = active
+    """Weight (outputs, inputs, ...) and bias (outputs,) of which the first ``drawn`` outputs and inputs are."""
+    outputs, inputs = drawn
     bound = 1 / math.sqrt(inputs * math.prod(shape[2:]))
     weight, bias = np.zeros(shape, dtype=np.float32), np.zeros(shape[0], dtype=np.float32)
-    drawn = 2 * rng.random((outputs, inputs, *shape[2:]), dtype=np.float32) - 1
-    weight[:outputs, :inputs] = drawn * (bound * scale)
+    values = 2 * rng.random((outputs, inputs, *shape[2:]), dtype=np.float32) - 1
+    weight[:outputs, :inputs] = values * (bound * scale)
     bias[:outputs] = (2 * rng.random(outputs, dtype=np.float32) - 1) * (bound * min(scale, 1.0))
     return weight, bias

@@ -54,9 +54,7 @@ _built_in("teacher-mlp", "labels of random teacher networks, one hidden layer, r
 _built_in("language", "source code of Python's standard library, byte by byte", "language:StandardLibrary")
 _built_in("sprites-vit", "drawn shapes with nuisances, a small vision transformer", "vit:SpritesViT")
 _built_in("sprites-conv", "drawn shapes with nuisances, two convolutions", "images:Sprites")
-_built_in(
-    "sprites-resnet", "drawn shapes with nuisances, residual with group norm", "images:Sprites", network="residual"
-)
+_built_in("sprites-resnet", "drawn shapes with nuisances, residual with group norm", "images:Sprites", residual=True)
 _built_in("textures-conv", "tiles of photographs that scikit-image ships, two convolutions", "images:Textures")
 _built_in("graph", "nodes of random and bundled graphs, two-layer graph convolution", "graphs:GraphNodes")
 _built_in(

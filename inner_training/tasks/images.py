@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import numpy as np
 import torch
@@ -13,7 +12,8 @@ from trimtab.inner_training.networks.convnets import ChannelNet, ConvNet, Residu
 from trimtab.inner_training.tasks import sprites, textures
 from trimtab.inner_training.tasks.classification import ClassificationFamily, Examples, Variation
 
-CHANNELS = 16
+CHANNELS = {"sprites": (8, 16), "textures": (8, 32)}  # of the convolutions
+RESIDUAL_CHANNELS = 12
 
 
 class ImageFamily(ClassificationFamily):
@@ -24,7 +24,6 @@ class ImageFamily(ClassificationFamily):
     """
 
     module: ChannelNet
-    variation = Variation(narrowest=4)
 
     def __init__(self, name: str, doc: str, module: ChannelNet, images: np.ndarray) -> None:
         """Sets what all subclasses need.
@@ -37,6 +36,7 @@ class ImageFamily(ClassificationFamily):
         """
         self.name, self.doc, self.module = name, doc, module
         self.widest = module.channels
+        self.variation = Variation(narrowest=3 * module.channels // 8)
         self.inputs = torch.from_numpy(images)
         self.max_batch = self.recipe.batch[1]
         self.loss_cap = 2 * math.log(module.outputs)
@@ -55,11 +55,11 @@ class Sprites(ImageFamily):
 
     max_examples = sprites.MOST
 
-    def __init__(self, name: str, doc: str, network: str = "convolution", **options: Any) -> None:
+    def __init__(self, name: str, doc: str, residual: bool = False) -> None:
         def make() -> ChannelNet:
-            if network == "residual":
-                return ResidualNet(1, CHANNELS, sprites.CLASSES, **options)
-            return ConvNet(1, sprites.SIZE, CHANNELS, sprites.CLASSES, **options)
+            if residual:
+                return ResidualNet(1, RESIDUAL_CHANNELS, sprites.CLASSES)
+            return ConvNet(1, sprites.SIZE, CHANNELS["sprites"], sprites.CLASSES)
 
         super().__init__(name, doc, build_module(make, seed=0), sprites.sprite_table()[0])
 
@@ -81,7 +81,7 @@ class Textures(ImageFamily):
         images = textures.texture_table()[0]
 
         def make() -> ChannelNet:
-            return ConvNet(1, textures.SIZE, CHANNELS, textures.MOST_CLASSES, pooled=True)
+            return ConvNet(1, textures.SIZE, CHANNELS["textures"], textures.MOST_CLASSES, pooled=True)
 
         super().__init__(name, doc, build_module(make, seed=0), images)
 

@@ -107,7 +107,7 @@ def image_network(shape: tuple[int, ...], outputs: int) -> nn.Module:
     """
     colours, height, width = shape
     halvings = min(max(int(math.log2(min(height, width))) - 2, 1), 5)
-    return ConvNet(colours, height, CHANNELS, outputs, strides=(2,) * halvings, pooled=height != width)
+    return ConvNet(colours, height, (CHANNELS,) * halvings, outputs, pooled=height != width)
 
 
 def flat_network(shape: tuple[int, ...], outputs: int) -> nn.Module:
