@@ -1,17 +1,19 @@
 """What signals add to the cost of a population's steps and decisions.
 
-    python benchmarks/signals.py [--families digits-mlp graph] [--runs 64] [--threads 1] [--out results/signals.json]
+    python benchmarks/signals.py [--families digits-mlp graph] [--runs 64] [--rounds 10] [--no-hessian]
 
 One population of each family takes decisions of ten steps, a validation loss and one transfer. The ways to observe it
 differ in their signals alone: none that is computed, those that scenarios observe unasked, each further measurement by
-itself at its default interval, and all. Ways alternate within one process, and the best of several rounds counts,
-because timings on shared machines wander; the figure is the time over that of the first way.
+itself at its default interval, and all. Ways alternate within one process, each between two turns of the first one,
+because timings on shared machines wander: the figure is the median over rounds of its time over theirs. Time is that
+of the processor, so that other programs count little.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import statistics
 import time
 from pathlib import Path
 
@@ -71,28 +73,36 @@ class Watched:
         return (time.process_time() - start) / PROBE_EVERY
 
 
-def measure(name: str, runs: int, rounds: int) -> list[dict[str, object]]:
-    """One row per way."""
+def measure(name: str, runs: int, rounds: int, *, hessian: bool) -> list[dict[str, object]]:
+    """One row per way; those that multiply with the Hessian take most of the time."""
     family = resolve_family(name)
     population = Population(family, runs, mode="compile")
     population.reset(range(runs), [family.draw(seed, held_out=False) for seed in range(runs)])
-    watched = {way: Watched(population, signals) for way, signals in ways().items()}
+    chosen = {
+        way: one for way, one in ways().items() if hessian or not set(HESSIAN) & {*needs_of(resolve_signals(one))}
+    }
+    watched = {way: Watched(population, signals) for way, signals in chosen.items()}
+    first, *others = watched
     for one in watched.values():
         one.seconds()
-    best = dict.fromkeys(watched, float("inf"))
+    seconds: dict[str, list[float]] = {way: [] for way in watched}
+    ratios: dict[str, list[float]] = {way: [] for way in others}
     for _ in range(rounds):
-        for way, one in watched.items():
-            best[way] = min(best[way], one.seconds())
-    base = best["no signals"]
+        seconds[first].append(watched[first].seconds())
+        for way in others:
+            seconds[way].append(watched[way].seconds())
+            before = seconds[first][-1]
+            seconds[first].append(watched[first].seconds())
+            ratios[way].append(2 * seconds[way][-1] / (before + seconds[first][-1]))
     return [
         {
             "family": name,
             "way": way,
-            "signals": len(watched[way].steering.signals),
-            "ms_per_decision": round(1e3 * seconds, 3),
-            "added_percent": round(100 * (seconds / base - 1), 1),
+            "signals": len(one.steering.signals),
+            "ms_per_decision": round(1e3 * min(seconds[way]), 3),
+            "added_percent": round(100 * (statistics.median(ratios[way]) - 1), 1) if way in ratios else 0.0,
         }
-        for way, seconds in best.items()
+        for way, one in watched.items()
     ]
 
 
@@ -103,12 +113,13 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=64)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--no-hessian", action="store_true", help="leave out what is measured on request only")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     rows = []
     for name in options.families:
-        rows += (found := measure(name, options.runs, options.rounds))
+        rows += (found := measure(name, options.runs, options.rounds, hessian=not options.no_hessian))
         table = Table(title=f"{name}, {options.runs} runs, {options.threads} thread(s), decisions of {INTERVAL} steps")
         for column in ("way", "signals", "ms per decision", "added"):
             table.add_column(column, justify="left" if column == "way" else "right")

@@ -13,10 +13,10 @@ from torch import Tensor
 from torch.func import functional_call, vmap
 
 from trimtab.errors import check_whole, unknown
-from trimtab.inner_training.activations import EXAMPLES, Watch
+from trimtab.inner_training.activations import EXAMPLES, SEEN, Watch
 from trimtab.inner_training.curvature import TRACE_VECTORS, hessian_trace, largest_curvature
 from trimtab.inner_training.faults import Faults
-from trimtab.inner_training.feeding import Feed, feed_of, place_of
+from trimtab.inner_training.feeding import Feed, Place, feed_of, place_of
 from trimtab.inner_training.layout import FlatLayout
 from trimtab.inner_training.measurements import MEASUREMENTS, PROBE_EVERY, TINY_SHARE
 from trimtab.inner_training.stepping import renewal, run_loss_of, served, stacked_gradients
@@ -86,6 +86,17 @@ def sparsity(gradient: Tensor, parameters: Tensor) -> Tensor:
     return torch.where(root_mean_square.isfinite(), tiny.sum(1) / count, torch.nan)
 
 
+def along(step: LastStep, gradient_after: Tensor) -> dict[str, Tensor]:
+    """Curvature and overshoot (N,) of a step from the gradients (N, P) before and after it, on the same batch."""
+    moved = step.after - step.before
+    bend = torch.linalg.vecdot(gradient_after - step.gradient, moved)
+    descent = -torch.linalg.vecdot(step.gradient, moved)
+    return {
+        "curvature": bend / torch.linalg.vecdot(moved, moved),
+        "overshoot": torch.where(descent > 0, bend / 2 / descent, torch.nan),
+    }
+
+
 class Probes:
     """Takes the measurements that are asked for, of each run in its first interval and then in every few.
 
@@ -141,34 +152,36 @@ class Probes:
 
     @torch.no_grad()
     def _measured(self, step: LastStep, feed: Feed, inputs: Tensor) -> dict[str, Tensor]:
-        place, width = place_of(feed), len(Coefficients._fields)
-        faults = Faults(*step.by[:, width:].unbind(1)) if step.by.shape[1] > width else None
+        place = place_of(feed)
         step = step._replace(before=self._renewed(step.before, place))
-        batch = _Batch(*served(self._family, feed, place, inputs, faults), feed.seed, feed.step)
         found: dict[str, Tensor] = {}
         if "grad_sparsity" in self._names:
             found["grad_sparsity"] = sparsity(step.gradient, step.before)
-        if self._names & ALONG:
-            found |= self._along_step(step, feed, batch)
+        if self._names & ALONG and step.gradient_after is not None:
+            found |= along(step, step.gradient_after)
+        unknown_yet = self._names - found.keys()
+        if not unknown_yet:
+            return found
+        batch = self._batch(step, feed, place, inputs, whole=bool(unknown_yet & ALONG))
+        if unknown_yet & ALONG:
+            found |= along(step, self._gradient_after(step, feed, batch))
         found |= self._activations(step.before, feed, batch.few())
         return found | self._hessian(step.after, feed, batch.few())
 
-    def _along_step(self, step: LastStep, feed: Feed, batch: _Batch) -> dict[str, Tensor]:
-        after = step.gradient_after
-        if after is None:
-            gradients = stacked_gradients(self._family)
-            by_name, _ = gradients(self._layout.views(step.after), feed.buffers, batch.x, batch.y, batch.weight)
-            after = self._layout.flatten(by_name)
-        moved = step.after - step.before
-        bend = ((after - step.gradient) * moved).sum(1)
-        descent = -(step.gradient * moved).sum(1)
-        return {
-            "curvature": bend / moved.square().sum(1),
-            "overshoot": torch.where(descent > 0, bend / 2 / descent, torch.nan),
-        }
+    def _batch(self, step: LastStep, feed: Feed, place: Place, inputs: Tensor, *, whole: bool) -> _Batch:
+        """What the step was fed, or no more of it than is looked at."""
+        width = len(Coefficients._fields)
+        faults = Faults(*step.by[:, width:].unbind(1)) if step.by.shape[1] > width else None
+        slots = None if whole or faults is not None else min(EXAMPLES, self._family.max_batch)
+        return _Batch(*served(self._family, feed, place, inputs, faults, slots), feed.seed, feed.step)
+
+    def _gradient_after(self, step: LastStep, feed: Feed, batch: _Batch) -> Tensor:
+        gradients = stacked_gradients(self._family)
+        by_name, _ = gradients(self._layout.views(step.after), feed.buffers, batch.x, batch.y, batch.weight)
+        return self._layout.flatten(by_name)
 
     def _activations(self, parameters: Tensor, feed: Feed, batch: _Batch) -> dict[str, Tensor]:
-        names = self._names & {"saturation", "dormant", "features"}
+        names = self._names & SEEN
         if not names:
             return {}
 

@@ -113,13 +113,17 @@ def stacked_gradients(family: TaskFamily, score: bool = False) -> Callable[..., 
 
 
 def served(
-    family: TaskFamily, feed: Feed, place: Place, inputs: Tensor, faults: Faults | None
+    family: TaskFamily, feed: Feed, place: Place, inputs: Tensor, faults: Faults | None, slots: int | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """What the next step is fed: x (N, B, *shape) and y (N, B, ...) as the module takes them, and weight (N, B)."""
-    x, y = family.present(*examples(feed, inputs, batch_of(feed, place, family.max_batch)))
+    """What the next step is fed: x (N, B, *shape) and y (N, B, ...) as the module takes them, and weight (N, B).
+
+    B is the family's ``max_batch``, or fewer ``slots``, which are the first of the same only without faults.
+    """
+    slots = family.max_batch if slots is None else slots
+    x, y = family.present(*examples(feed, inputs, batch_of(feed, place, slots)))
     if faults is not None:
         x, y = disturb_examples(x, y, faults, feed.seed, feed.step)
-    slot = torch.arange(family.max_batch, device=feed.batch.device)
+    slot = torch.arange(slots, device=feed.batch.device)
     return x, y, (slot[None] < feed.batch[:, None]).float() / feed.batch[:, None]
 
 
