@@ -120,7 +120,7 @@ def main() -> None:
         results[name] = study(name, options.runs)
         means = results[name]["mean"]
         accuracy = f"{means['accuracy']:.2f}" if "accuracy" in means else ""
-        console.print(f"{name}: " + ", ".join(f"{key} {value:.3g}" for key, value in means.items()), highlight=False)
+        console.print(f"{name}: " + ", ".join(f"{key} {value:.3g}" for key, value in means.items()), soft_wrap=True)
         table.add_row(name, *(f"{means[column]:.3g}" for column in COLUMNS), accuracy)
         if options.out:
             options.out.parent.mkdir(parents=True, exist_ok=True)

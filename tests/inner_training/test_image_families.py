@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.nn import functional
 
 from tests.inner_training.families import draws, family_of
@@ -22,6 +24,9 @@ from trimtab.inner_training.networks.convnets import (
     ResidualNet,
     initial_channels,
 )
+from trimtab.inner_training.population import Population
+from trimtab.inner_training.schedules import BaseSchedule
+from trimtab.inner_training.task import OptimizerSettings
 from trimtab.inner_training.tasks import sprites, textures
 from trimtab.inner_training.tasks.classification import Examples
 from trimtab.inner_training.tasks.images import ImageFamily
@@ -355,3 +360,29 @@ def test_widths_and_outputs(name: str) -> None:
     for instance in drawn:
         share = instance.traits["width"] / max(gates)
         assert [gate.sum() for gate in instance.buffers.values()] == [math.ceil(share * size) for size in gates]
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_stacked_runs_are_plain_runs(name: str) -> None:
+    family = family_of(name)
+    settings = OptimizerSettings(rule="sgd", lr=0.1, momentum=0.0)
+    runs = [replace(one, optimizer=settings, schedule=BaseSchedule()) for one in draws(name, 3, held_out=True)]
+    population = Population(family, 3, mode="eager", clip=False)
+    population.reset(range(3), runs)
+    population.advance(4)
+    for place, run in enumerate(runs):
+        values = {key: torch.tensor(value, requires_grad=True) for key, value in run.parameters.items()}
+        buffers = {key: torch.tensor(value) for key, value in run.buffers.items()}
+        for step in range(4):
+            inputs, labels = population.batch(place, step)
+            outputs = functional_call(family.module, {**values, **buffers}, (inputs,))
+            functional.cross_entropy(outputs, labels).backward()
+            with torch.no_grad():
+                for value in values.values():
+                    assert value.grad is not None
+                    value -= settings.lr * value.grad
+                    value.grad = None
+        moved = population.parameters_of(place)
+        assert any(np.abs(moved[key].numpy() - run.parameters[key]).max() > 1e-3 for key in values)
+        for key, value in values.items():
+            torch.testing.assert_close(moved[key], value.detach(), atol=1e-5, rtol=1e-4)
