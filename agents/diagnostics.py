@@ -14,7 +14,7 @@ STABILITY, PLASTICITY = ("stability_margin",), ("dormant", "effective_rank")
 FIGURES: Mapping[str, tuple[str, str]] = {
     "stability_margin": (
         "stability_margin",
-        "the signal averaged over the run: log2 of how far the learning rate is below the edge of stability; SGD kinds only",
+        "the signal averaged over the run: tanh(octaves / 8) of the learning rate below the edge of stability; SGD kinds only",
     ),
     "dormant": ("dormant_at_end", "share of dormant units when the run ended"),
     "effective_rank": ("effective_rank_at_end", "2 x effective rank of the features / most possible - 1, at the end"),

@@ -16,6 +16,7 @@ LARGEST_JUMP = 8.0  # no single step may raise an alarm
 LEAST_SPREAD = 0.05  # nats
 HORIZON = 20  # decisions for which a jump is followed
 FADE = 0.9  # weight per decision of what became of a jump
+MARGIN_SCALE = 8.0  # octaves; of most runs the margin is 3 to 18, and 40 where the loss curves down
 
 
 # --- shifts -----------------------------------------------------------------------------------------------------
@@ -162,13 +163,13 @@ def grad_noise_scale(reading: Reading, memory: Memory) -> np.ndarray:
 
 
 def stability_margin(reading: Reading, memory: Memory) -> np.ndarray:
-    """Octaves (N,) from the effective learning rate to the largest stable one on a quadratic of this curvature."""
+    """Octaves (N,) from the effective learning rate to the largest stable one on a quadratic of this curvature, squashed."""
     curvature = memory.latest("curvature", reading.probed("curvature"))
     ones = np.ones(reading.num_runs)
     lever = LEVERS["momentum"]
     momentum = lever.value(reading.base[lever.hyperparameter], reading.multipliers.get(lever.name, ones))
     octaves = np.log2(2 * (1 + momentum) / np.maximum(f.effective_lr(reading) * curvature, f.TINY))
-    return np.where((reading.adaptive > 0) | np.isnan(curvature), np.nan, octaves)
+    return np.where((reading.adaptive > 0) | np.isnan(curvature), np.nan, f.squash(octaves, MARGIN_SCALE))
 
 
 # --- resources --------------------------------------------------------------------------------------------------

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 
 from trimtab.inner_training import formulas as f
 from trimtab.inner_training.activations import effective_rank
 from trimtab.inner_training.reading import Memory, Reading
-from trimtab.inner_training.signal import Compute, Signal
+from trimtab.inner_training.signal import Compute, Signal, row
 
+_row = partial(row, default=False)
 _START = "before the first interval"
 _EDGE = "the edge of stability of gradient descent, Cohen et al., arXiv 2103.00065"
 
@@ -62,20 +65,6 @@ def feature_rank(reading: Reading, memory: Memory) -> np.ndarray:
     measured = reading.probed("features")
     fresh = np.full(reading.num_runs, np.nan) if measured.ndim == 1 else effective_rank(measured)
     return 2 * memory.latest("effective_rank", fresh) - 1
-
-
-def _row(group: str, name: str, compute: Compute, doc: str, missing: str, source: str = "", need: str = "") -> Signal:
-    return Signal(
-        name=name,
-        group=group,
-        doc=doc,
-        missing=missing,
-        compute=compute,
-        source=source,
-        cost=need or "host",
-        default=False,
-        needs=(need,) if need else (),
-    )
 
 
 _KARPATHY = "the 1e-3 rule of thumb, Karpathy, CS231n notes"

@@ -53,10 +53,18 @@ def row(
     doc: str,
     missing: str = "",
     source: str = "",
-    cost: str = HOST,
+    need: str = "",
     default: bool = True,
 ) -> Signal:
-    """A signal of the range [-1, 1] in one line of a table."""
+    """A signal of the range [-1, 1] in one line of a table; it costs the measurement that it needs, if any."""
     return Signal(
-        name=name, group=group, doc=doc, missing=missing, compute=compute, source=source, cost=cost, default=default
+        name=name,
+        group=group,
+        doc=doc,
+        missing=missing,
+        compute=compute,
+        source=source,
+        cost=need or HOST,
+        default=default,
+        needs=(need,) if need else (),
     )

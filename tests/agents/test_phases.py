@@ -72,7 +72,8 @@ def test_figures_are_of_the_runs_that_have_them() -> None:
     assert (np.isnan(found) == evaluator.adaptive()).all()
     rates = evaluator.play(load_policy("constant"), Conditions(learning_rates={"sgd": 1e-4, "adaptive": 1e-4}))
     calm = rates.measures["stability_margin"][~evaluator.adaptive()]
-    assert (calm > 0.9).all() and (found[~evaluator.adaptive()] <= calm + 1e-9).all()
+    wild = found[~evaluator.adaptive()]
+    assert (calm > 0.75).all() and (wild < calm - 0.05).mean() > 0.5 and (wild <= calm + 0.02).all()
 
 
 def test_energy_is_shared_out_by_steps_where_a_meter_exists(monkeypatch: pytest.MonkeyPatch) -> None:

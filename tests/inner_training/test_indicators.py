@@ -174,7 +174,7 @@ def test_the_noise_scale_is_that_of_the_gradients() -> None:
         (20.0, 0.0, 0.0),
         (28.284271, 0.0, -0.5),
         (38.0, 0.9, 0.0),
-        (-5.0, 0.0, 1.0),
+        (20 / 2**12, 0.0, 12.0),
         (np.nan, 0.0, 0.0),
     ],
 )
@@ -183,9 +183,14 @@ def test_the_stability_margin_is_in_octaves_below_the_stable_rate(
 ) -> None:
     seen = reading(np.ones((3, 1)), probed={"curvature": np.array([curvature])})  # the rate is 0.1
     seen.base = {**seen.base, "momentum": np.full(1, momentum)}
-    assert look("stability_margin", seen)[0] == pytest.approx(margin, abs=1e-6)
+    assert look("stability_margin", seen)[0] == pytest.approx(np.tanh(margin / 8), abs=1e-6)
     seen.adaptive = np.ones(1)
     assert look("stability_margin", seen)[0] == 0
+
+
+def test_a_loss_that_curves_down_leaves_all_the_margin_there_is() -> None:
+    seen = reading(np.ones((3, 1)), probed={"curvature": np.full(1, -5.0)})
+    assert look("stability_margin", seen)[0] > 0.99
 
 
 def test_time_left_is_a_share_of_the_time_allowed() -> None:
