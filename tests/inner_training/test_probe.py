@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -166,3 +167,10 @@ def test_needs_are_known_measurements() -> None:
     odd = Signal(name="odd", group="x", doc="x", missing="", compute=lambda r, m: r.step, needs=("curvatur",))
     with pytest.raises((ConfigError, UnknownNameError), match="curvature"):
         register_signal(odd)
+
+
+@pytest.mark.parametrize("name", MEASUREMENTS)
+def test_every_measurement_has_a_row_on_the_page(name: str) -> None:
+    one = MEASUREMENTS[name]
+    row = f"| `{name}` | {one.doc.replace('|', chr(92) + '|')} | {one.cost} | {'yes' if one.live else 'no'} |"
+    assert row in (Path(__file__).parents[2] / "docs" / "signals.md").read_text()
