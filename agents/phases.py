@@ -13,7 +13,7 @@ EARLY = 1 / 3  # share of the phases that count as early
 
 # What ``PhaseRecord.measures`` gives; a score is an accuracy, or minus the ln of the bounded loss.
 MEASURES: Mapping[str, str] = {
-    "online_score": "training score of each step's batch before that step, averaged over all steps",
+    "online_score": "training score of each step's batch before that step, averaged over the steps that were done",
     "phase_score": "test score at the end of each phase, averaged over phases (the average over the trajectory)",
     "early_score": "the same over the first third of the phases",
     "last_score": "test score of all phases at the end of the run, averaged",
@@ -72,18 +72,17 @@ class PhaseRecord:
     def measures(self) -> dict[str, np.ndarray]:
         """The figures of ``MEASURES``, (runs,) each; without an online score where none was recorded.
 
-        A phase that a run did not live to see counts with the lowest score seen. Forgetting is that of Chaudhry et al.
-        (arXiv 1801.10112), against the phase's own end rather than its best. Families that name hard phases are
-        judged on these.
+        A phase that a run did not live to see counts with what the run scores on it when it has ended: for a diverged
+        one that is no better than guessing. Forgetting is that of Chaudhry et al. (arXiv 1801.10112), against the
+        phase's own end rather than its best. Families that name hard phases are judged on these.
         """
-        exists = self._ends >= 0
-        lowest = np.nanmin([self.at_end, self.at_last]) if np.isfinite(self.at_end).any() else 0.0
-        at_end, at_last = (np.where(np.isfinite(one), one, lowest) for one in (self.at_end, self.at_last))
+        exists, at_last = self._ends >= 0, self.at_last
+        at_end = np.where(np.isfinite(self.at_end), self.at_end, at_last)
         number, count = np.cumsum(exists, 1) - 1, exists.sum(1, keepdims=True)
         counted = exists & self._hard
         early = counted & (number < np.ceil(EARLY * count))
         earlier = counted & (number < count - 1)
-        online = np.divide(self._sum, self._count, out=np.full(len(count), lowest), where=self._count > 0)
+        online = np.divide(self._sum, self._count, out=np.full(len(exists), np.nan), where=self._count > 0)
         found = {
             "online_score": online,
             "phase_score": _mean(at_end, counted),

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
 from trimtab.agents.conditions import Conditions
 from trimtab.agents.diagnostics import FIGURES
 from trimtab.agents.evaluate import Evaluator
-from trimtab.agents.phases import MEASURES
+from trimtab.agents.phases import MEASURES, PhaseRecord
 from trimtab.agents.results import Entry, summarise, to_csv
 from trimtab.envs.catalogue import SCENARIOS
 from trimtab.inner_training.population import Population
@@ -42,6 +44,32 @@ def test_measures_are_those_of_plain_runs(name: str, hard: range) -> None:
         judged = [[values[phase] for phase in hard] for values in (at_end, at_last)]
         wanted = [np.mean(online), np.mean(judged[0]), np.mean(early), np.mean(judged[1]), forgotten]
         np.testing.assert_allclose([found[name][run] for name in MEASURES], wanted, atol=0.02)
+
+
+class Lost(SimpleNamespace):
+    """Populations whose runs score 0.2 at whatever they are asked, having diverged."""
+
+    def phase_score(self, phase: int) -> np.ndarray:
+        return np.full(2, 0.9 if phase == 0 and not self.dead else 0.2)
+
+
+def test_phases_that_a_run_did_not_reach_count_as_what_is_left_of_it_scores() -> None:
+    instance = make_family(NAME).draw(0, held_out=False)
+    populations = Lost(dead=False)
+    episodes = SimpleNamespace(scenario=SimpleNamespace(interval=10), populations=populations)
+    record = PhaseRecord(episodes, [instance, instance])  # type: ignore[arg-type]
+
+    def note(step: int, ended: bool) -> None:
+        result = SimpleNamespace(score=np.full(2, 0.5), step=np.full(2, step))
+        record.note(result, np.arange(2), np.ones(2, dtype=bool), np.full(2, ended))  # type: ignore[arg-type]
+
+    note(instance.phases[1].first_step, ended=False)
+    populations.dead = True
+    note(instance.phases[1].first_step + 10, ended=True)
+    found = record.measures()
+    np.testing.assert_allclose(found["phase_score"], (0.9 + 4 * 0.2) / 5)
+    np.testing.assert_allclose(found["forgetting"], (0.9 - 0.2) / 4)
+    np.testing.assert_allclose(found["online_score"], 0.5)
 
 
 @pytest.mark.parametrize("interval", [10, 17])
