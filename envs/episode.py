@@ -123,7 +123,6 @@ class Episodes:
         needed = dict.fromkeys((*needs_of((*signals, *self._diagnostics)), *guard.needs))
         self.populations.measure(tuple(needed))
         self.steering = Steering(levers, signals, guard, num_envs)
-        self.steering.energy = step_energy(signals, device)
         self._kinds: dict[str, Kind] = dict.fromkeys(scenario.levers, "moves")
         self._weights = {name: scenario.reward[name] for name in TERMS if name in scenario.reward}
         self._visibility = Visibility(scenario.missing, num_envs)
@@ -152,6 +151,8 @@ class Episodes:
         """
         self.populations.reset(mask, seeds, held_out=self.held_out, instances=instances)
         self._visibility.reset(mask, seeds)
+        if not self._begun:
+            self.steering.energy = step_energy(self.steering.signals, self.populations.device)
         self.seeds = np.where(mask, seeds, self.seeds)
         sums = (*self.term_sums.values(), *self.disturbed_steps.values())
         for held in (self.returns, self._last_move, self.decisions, *sums):

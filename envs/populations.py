@@ -159,6 +159,11 @@ class Populations:
         return {kind: np.concatenate([part[kind] for part in found]) for kind in found[0]} if found else {}
 
     @property
+    def device(self) -> torch.device:
+        """Where the first runs are computed; of module runs it is known from their first reset on."""
+        return self.members[0].device
+
+    @property
     def steps_done(self) -> np.ndarray:
         """(N,) int64 optimizer steps done."""
         return self._gather(lambda member: member.steps_done)

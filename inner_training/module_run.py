@@ -147,6 +147,11 @@ class ModuleRun:
         """What the run is made of; ``parts.module`` is the module in training."""
         return self._now().parts
 
+    @property
+    def device(self) -> torch.device:
+        """Where the run is computed."""
+        return self._now().device
+
     # --- hyperparameters --------------------------------------------------------------------------------------
 
     @property

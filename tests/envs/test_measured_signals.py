@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
+import torch
 
 from trimtab.envs.catalogue import SCENARIOS
 from trimtab.envs.episode import Episodes
+from trimtab.envs.populations import Populations
 from trimtab.inner_training.probe_signals import PROBE_ROWS
 
 SIGNALS = tuple(signal.name for signal in PROBE_ROWS)
@@ -40,3 +43,15 @@ def test_signals_that_need_nothing_measure_nothing() -> None:
     episodes.reset(np.ones(2, dtype=bool), np.arange(2))
     measured, _ = episodes.populations.advance(4, 64)
     assert not measured.probed
+
+
+def test_energy_is_that_of_the_device_that_the_runs_are_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[torch.device] = []
+    monkeypatch.setattr("trimtab.inner_training.energy.open_meter", asked.append)
+    scenario = SCENARIOS["digits-mlp"].replace(signals=["energy"])
+    there = Populations(scenario.families, 2, clip=True, mode="eager")
+    monkeypatch.setattr(Populations, "device", torch.device("cuda", 3))
+    episodes = Episodes(scenario, 2, populations=there)
+    for _ in range(2):
+        episodes.reset(np.ones(2, dtype=bool), np.arange(2))
+    assert asked == [torch.device("cuda", 3)]
