@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import json
 import logging
 import warnings
 from collections.abc import Callable
@@ -280,7 +281,7 @@ def test_a_step_that_calls_its_parents_step_counts_once_and_is_measured_before_t
         one.controller = attach(one.optimizer, policy=policy)
         one.run(20)
     assert torch.equal(loop.weights(), plain.weights())
-    assert loop.controller.state_dict() | {"val_loss": 0} == plain.controller.state_dict() | {"val_loss": 0}
+    assert json.dumps(loop.controller.state_dict()) == json.dumps(plain.controller.state_dict())  # equal where NaN, too
     assert loop.controller._run.steps == 20
 
 
