@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from trimtab.inner_training.feeding import Feed, feed_of
+from trimtab.inner_training.feeding import Feed, feed_of, first_examples
 from trimtab.inner_training.programs import EVALUATION_SLOTS
 from trimtab.inner_training.stepping import EvaluateFunction, StepFunction
 from trimtab.inner_training.task import TaskFamily
@@ -79,9 +79,7 @@ class _Results(TorchDispatchMode):  # type: ignore[no-untyped-call]
 @torch.no_grad()
 def working_bytes(family: TaskFamily) -> int:
     """Bytes that a step of one run works on, by their shapes: its state, and the results of its forward pass."""
-    rows = family.inputs[torch.arange(family.max_batch) % len(family.inputs)]
-    labels = torch.zeros(family.max_batch, dtype=family.label_dtype)
-    x, y = family.present(rows if rows.is_floating_point() else rows.long(), labels)
+    x, y = first_examples(family, family.max_batch)
     with _Results() as results:  # type: ignore[no-untyped-call]
         family.loss(family.module(x), y)
     return results.bytes + STATES * sum(parameter.nbytes for parameter in family.module.parameters())

@@ -231,6 +231,16 @@ def batch_of(feed: Feed, place: Place, slots: int) -> Tensor:
     return inside if len(feed.starts) == 1 else place.start[:, None] + inside
 
 
+def first_examples(family: TaskFamily, count: int) -> tuple[Tensor, Tensor]:
+    """The first inputs (count, *shape) of a family's table, around it again where it is shorter, and labels of zero.
+
+    Both are as the module takes them.
+    """
+    rows = family.inputs[torch.arange(count, device=family.inputs.device) % len(family.inputs)]
+    labels = torch.zeros(count, dtype=family.label_dtype, device=rows.device)
+    return family.present(rows if rows.is_floating_point() else rows.long(), labels)
+
+
 def examples(feed: Feed, inputs: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
     """Inputs (N, B, *shape) and labels (N, B) at ``positions`` (N, B) of each run's maps."""
     taken = inputs[feed.rows.gather(1, positions)]

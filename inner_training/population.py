@@ -13,7 +13,14 @@ from torch import Tensor
 from trimtab.errors import UserError, out_of_range, unknown
 from trimtab.inner_training.blocks import Block, State, choose_size, cut, sums, train
 from trimtab.inner_training.disturbances import DisturbanceSettings, Disturber
-from trimtab.inner_training.feeding import SplitTable, allocate_feed, check_instance, place_of, write_feed
+from trimtab.inner_training.feeding import (
+    SplitTable,
+    allocate_feed,
+    check_instance,
+    first_examples,
+    place_of,
+    write_feed,
+)
 from trimtab.inner_training.layout import FlatLayout
 from trimtab.inner_training.measurements import PROBE_EVERY
 from trimtab.inner_training.probe import LastStep, Probes
@@ -21,12 +28,11 @@ from trimtab.inner_training.programs import Programs, compiled_programs, plain_p
 from trimtab.inner_training.reading import Reading
 from trimtab.inner_training.recipes import Recipes
 from trimtab.inner_training.snapshot import SnapshotRing
-from trimtab.inner_training.stacking import check_stackable
+from trimtab.inner_training.stacking import check_parameters, check_stackable
 from trimtab.inner_training.stepping import (
     EvaluateFunction,
     Learner,
     Mode,
-    StepFunction,
     StepOptions,
     allocate_learner,
     choose_mode,
@@ -89,6 +95,7 @@ class Population:
         if score and not family.score_name:
             raise UserError(f"task family {family.name!r} has no score; leave score out")
         self.family, self.num_runs, self.device = family, num_runs, torch.device(device)
+        check_parameters(family.name, family.module)
         self.layout = FlatLayout(family.module)
         self.parameter_count = self.layout.size
         self.depth = sum(len(shape) >= 2 for shape in self.layout.shapes.values())
@@ -111,8 +118,8 @@ class Population:
 
     def _built(self, options: StepOptions, block: int | None) -> Programs:
         """The functions of this population: checked on the module, and compiled if that is wanted and works."""
-        programs = plain_programs(self.family, self.layout, options)
-        check_stackable(self.family.name, self._feed.buffers, lambda: self._try(programs.steps))
+        programs, family = plain_programs(self.family, self.layout, options), self.family
+        check_stackable(family.name, family.module, first_examples(family, 2)[0], lambda: self._try(programs))
         self._cut(block)
         if self.mode == "eager":
             return programs
@@ -120,9 +127,7 @@ class Population:
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", DeprecationWarning)  # the compiler imports deprecated parts of torch
-                self._try(fast.steps)
-                for evaluate in fast.evaluations.values():
-                    self._sums(self._blocks[:1], evaluate, self._splits.spans("train", 0, self.steps_done))
+                self._try(fast)
         except Exception as error:  # noqa: BLE001 - any failure of the compiler has the same remedy
             reason = str(error).strip().partition("\n")[0]
             logger.warning("the step of %s could not be compiled, so it runs eagerly: %s", self.family.name, reason)
@@ -139,10 +144,12 @@ class Population:
         """Runs that train through an interval together, before the next ones do."""
         return len(self._blocks[0].feed.step)
 
-    def _try(self, steps: Sequence[StepFunction]) -> None:
-        """Takes steps whose outcome nobody keeps."""
-        rows = torch.zeros(len(steps), self.num_runs, self._recipes.width, dtype=torch.float32, device=self.device)
-        train(self._blocks[:1], steps, self._state(), self._inputs, rows, self._recipes.clip)
+    def _try(self, programs: Programs) -> None:
+        """Calls each program once, to an outcome that nobody keeps."""
+        rows = torch.zeros(2, self.num_runs, self._recipes.width, dtype=torch.float32, device=self.device)
+        train(self._blocks[:1], programs.steps, self._state(), self._inputs, rows, self._recipes.clip)
+        for evaluate in programs.evaluations.values():
+            self._sums(self._blocks[:1], evaluate, self._splits.spans("train", 0, self.steps_done))
 
     def _state(self) -> State:
         return State(*self._learner[:3], self._last_gradient)
@@ -231,8 +238,12 @@ class Population:
         Args:
             names: of ``MEASUREMENTS``; they replace those that were taken up to now.
             every: intervals from one to the next, >= 1.
+
+        Raises:
+            UserError: an unknown name, or the module does not allow a measurement.
         """
         self._probes.choose(names, every)
+        self._probes.check(self._learner.parameters, self._feed, self._inputs, self._recipes.width)
 
     def evaluate(
         self, split: str, max_examples: int | None = None, *, phase: int | None = None, score: bool = False

@@ -10,15 +10,16 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from torch.func import functional_call, vmap
+from torch.func import vmap
 
-from trimtab.errors import check_whole, unknown
+from trimtab.errors import MismatchError, check_whole, unknown
 from trimtab.inner_training.activations import EXAMPLES, SEEN, Watch
 from trimtab.inner_training.curvature import TRACE_VECTORS, hessian_trace, largest_curvature
 from trimtab.inner_training.faults import Faults
 from trimtab.inner_training.feeding import Feed, Place, feed_of, place_of
 from trimtab.inner_training.layout import FlatLayout
 from trimtab.inner_training.measurements import MEASUREMENTS, PROBE_EVERY, TINY_SHARE
+from trimtab.inner_training.stateless import stateless
 from trimtab.inner_training.stepping import renewal, run_loss_of, served, stacked_gradients
 from trimtab.inner_training.streams import draw_words
 from trimtab.inner_training.task import TaskFamily
@@ -119,6 +120,34 @@ class Probes:
         check_whole("every", every, 1)
         self._names, self._every = frozenset(names), every
 
+    def check(self, parameters: Tensor, feed: Feed, inputs: Tensor, width: int) -> None:
+        """Takes each measurement once, of the first run, so that one that its module does not allow is refused now.
+
+        Args:
+            parameters: (N, P).
+            feed, inputs: of the population.
+            width: columns C of a step.
+
+        Raises:
+            MismatchError: naming the first measurement that fails.
+        """
+        names, one = self._names, parameters[:1]
+        step = LastStep(one, one, one, one.new_zeros(1, width))
+        for name in sorted(names):
+            self._names = frozenset((name,))
+            try:
+                self._measured(step, feed_of(feed, slice(0, 1)), inputs)
+            except torch.OutOfMemoryError:
+                raise
+            except Exception as error:
+                reason = str(error).strip().partition("\n")[0]
+                raise MismatchError(
+                    f"{name} cannot be measured of the module of {self._family.name!r}: {reason}; leave out the signals "
+                    "that need it, and the guard's curvature_share where that does"
+                ) from error
+            finally:
+                self._names = names
+
     def reset(self, runs: Sequence[int]) -> None:
         """Runs that start anew, with a first interval to come."""
         self._intervals[list(runs)] = 0
@@ -181,13 +210,13 @@ class Probes:
         return self._layout.flatten(by_name)
 
     def _activations(self, parameters: Tensor, feed: Feed, batch: _Batch) -> dict[str, Tensor]:
-        names = self._names & SEEN
+        names, call = self._names & SEEN, stateless(self._family.module)
         if not names:
             return {}
 
         def seen(parameters: Any, buffers: Any, x: Tensor, weight: Tensor) -> dict[str, Tensor]:
             with Watch(names, len(x), weight) as watch:
-                functional_call(self._family.module, (parameters, buffers), (x,))
+                call(parameters, buffers, x)
             return watch.results()
 
         found = vmap(seen)(self._layout.views(parameters), feed.buffers, batch.x, batch.weight)

@@ -9,11 +9,12 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.func import functional_call, grad_and_value, vmap
+from torch.func import grad_and_value, vmap
 
 from trimtab.inner_training.faults import Faults, disturb_examples, disturb_step
 from trimtab.inner_training.feeding import Feed, Place, batch_of, examples, place_of
 from trimtab.inner_training.layout import FlatLayout
+from trimtab.inner_training.stateless import stateless
 from trimtab.inner_training.task import TaskFamily
 from trimtab.inner_training.update_rules import Coefficients, Needs
 from trimtab.inner_training.updating import update
@@ -85,16 +86,18 @@ EvaluateFunction = Callable[..., Tensor]
 
 def norms(by_name: dict[str, Tensor]) -> Tensor:
     """L2 norm (N,) over all tensors (N, *shape) of a dict."""
-    return torch.stack([tensor.flatten(1).square().sum(1) for tensor in by_name.values()]).sum(0).sqrt()
+    return torch.stack([tensor.reshape(len(tensor), -1).square().sum(1) for tensor in by_name.values()]).sum(0).sqrt()
 
 
 def run_loss_of(family: TaskFamily, score: bool = False) -> Callable[..., tuple[Tensor, tuple[Tensor, ...]]]:
     """``(parameters, buffers, x, y, weight) -> (loss, (loss, score))`` of one run; no score unless asked for."""
 
+    call = stateless(family.module)
+
     def run_loss(
         parameters: Any, buffers: Any, x: Tensor, y: Tensor, weight: Tensor
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
-        outputs = functional_call(family.module, (parameters, buffers), (x,))
+        outputs = call(parameters, buffers, x)
         loss = (family.loss(outputs, y) * weight).sum()
         return loss, (loss, (family.score(outputs, y) * weight).sum()) if score else (loss,)
 
@@ -196,10 +199,10 @@ def make_evaluate(family: TaskFamily, slots: int, score: bool = False) -> Evalua
     ``start`` and ``size`` (N,) int64 delimit a split in the maps; slots beyond it count nothing. With ``score`` it
     sums scores instead.
     """
-    of = family.score if score else family.loss
+    of, call = family.score if score else family.loss, stateless(family.module)
 
     def run_values(parameters: Any, buffers: Any, x: Tensor, y: Tensor) -> Tensor:
-        return of(functional_call(family.module, (parameters, buffers), (x,)), y)
+        return of(call(parameters, buffers, x), y)
 
     values = vmap(run_values)
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 AnyModule = TypeVar("AnyModule", bound=nn.Module)
 Arrays = dict[str, np.ndarray]
@@ -47,7 +47,7 @@ def module_parameters(factory: Callable[[], nn.Module], seed: int) -> tuple[Arra
         seed: any integer in [0, 2**63).
 
     Returns:
-        Copies of the parameters and buffers by name, in the module's own types and shapes.
+        Copies of the parameters and buffers by name, in the module's own types (bfloat16 as float32) and shapes.
 
     >>> first, _ = module_parameters(lambda: nn.Linear(3, 2), seed=1)
     >>> again, _ = module_parameters(lambda: nn.Linear(3, 2), seed=1)
@@ -55,5 +55,11 @@ def module_parameters(factory: Callable[[], nn.Module], seed: int) -> tuple[Arra
     (True, (2, 3))
     """
     module = build_module(factory, seed)
-    parameters = {name: value.detach().numpy().copy() for name, value in module.named_parameters()}
-    return parameters, {name: value.detach().numpy().copy() for name, value in module.named_buffers()}
+    return _arrays(module.named_parameters()), _arrays(module.named_buffers())
+
+
+def _arrays(tensors: Iterable[tuple[str, Tensor]]) -> Arrays:
+    return {
+        name: (value.float() if value.dtype == torch.bfloat16 else value).detach().numpy().copy()
+        for name, value in tensors
+    }

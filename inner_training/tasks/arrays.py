@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from trimtab.errors import MismatchError, UserError, out_of_range, unknown
 from trimtab.inner_training.networks import build_module, module_parameters, seeded_rng
+from trimtab.inner_training.stacking import check_parameters
 from trimtab.inner_training.task import Instance, TaskFamily
 from trimtab.inner_training.tasks.classification import cross_entropy
 from trimtab.inner_training.tasks.recipe import RecipeRange, draw_recipe, halves, rng_for, split_sizes
@@ -111,6 +112,7 @@ class ArrayTask(TaskFamily):
             raise UserError(
                 f"the module factory of task {self.name!r} made a {type(module).__name__}; make an nn.Module"
             )
+        check_parameters(self.name, module)
         return module
 
     def _checked_module(self, loss: str) -> int:
@@ -140,7 +142,7 @@ class ArrayTask(TaskFamily):
         try:
             # A forward pass may draw random numbers too, and may change buffers: a fork, and a module to throw away.
             with seeded_rng(0), torch.no_grad():
-                outputs = self._factory()(self.inputs[:2])
+                outputs = self._factory()(self.inputs[:2].clone())
         except Exception as error:  # a user's module may fail in any way
             raise MismatchError(
                 f"the module of task {self.name!r} fails on two examples of shape {tuple(self.inputs[:2].shape)} "
