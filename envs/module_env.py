@@ -10,6 +10,7 @@ from trimtab.envs.populations import Populations
 from trimtab.envs.sb3_vec_env import TrimtabVecEnv
 from trimtab.envs.scenario import Scenario, load_scenario
 from trimtab.errors import MismatchError, UserError
+from trimtab.inner_training.measurements import check_live
 from trimtab.inner_training.module_family import ModuleFamily
 from trimtab.inner_training.module_parts import Parts
 from trimtab.inner_training.module_run import ModuleRun, Snapshots
@@ -27,6 +28,7 @@ def _shown(scenario: str | Path | Scenario | None) -> Scenario:
     for name, value in (("disturbances", given.disturbances), ("a deadline", given.deadline)):
         if value:
             raise MismatchError(f"scenario {given.id!r} has {name}, which only populations know; leave that key out")
+    check_live(f"guard.curvature_share of scenario {given.id!r}", given.guard.config().needs)
     return given.replace(families=[OWN])
 
 

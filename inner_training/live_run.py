@@ -23,6 +23,7 @@ from trimtab.inner_training.steering import Steering
 from trimtab.inner_training.telemetry import Measured, Telemetry
 
 CLIP = "grad_clip"  # the one hyperparameter that lives outside the parameter groups
+LOGARITHMIC = ("loss", "validation", "shift", "fit")  # groups of signals that read the logarithm of a loss
 
 
 def as_scalar(name: str, value: Tensor | float) -> Tensor | float:
@@ -38,7 +39,7 @@ def as_scalar(name: str, value: Tensor | float) -> Tensor | float:
 def check_readable(reading: Reading, signals: Sequence[Signal]) -> None:
     """Raises ``ValueError`` where signals would take the logarithm of a loss that has none."""
     mean = float(reading.losses().mean())
-    if mean <= 0 and any(signal.group in ("loss", "validation") for signal in signals):
+    if mean <= 0 and any(signal.group in LOGARITHMIC for signal in signals):
         raise ValueError(f"the mean loss is {mean:g}; signals read the logarithm of the loss, which must be above 0")
 
 

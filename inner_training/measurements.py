@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from trimtab.errors import MismatchError
 from trimtab.inner_training.signal import Signal
 
 PROBE_EVERY = 5  # decisions from one measurement to the next
@@ -68,3 +69,20 @@ MEASUREMENTS: dict[str, Measurement] = {
 def needs_of(signals: Iterable[Signal]) -> tuple[str, ...]:
     """Names of the measurements that some signal needs, each once."""
     return tuple(dict.fromkeys(name for signal in signals for name in signal.needs))
+
+
+def check_live(what: str, needs: Iterable[str]) -> None:
+    """Refuses to do without a measurement that only a population can take.
+
+    Args:
+        what: that relies on it.
+        needs: names of measurements.
+
+    Raises:
+        MismatchError: naming the first that a live run cannot take.
+    """
+    for name in needs:
+        if not MEASUREMENTS[name].live:
+            raise MismatchError(
+                f"{what} needs the measurement {name!r}, which only a population can take; leave it out"
+            )

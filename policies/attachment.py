@@ -14,9 +14,11 @@ import torch
 from torch import nn
 
 from trimtab.errors import MismatchError, OutputExistsError, UserError, check_whole, unknown
+from trimtab.inner_training.activations import SEEN
 from trimtab.inner_training.energy import step_energy
 from trimtab.inner_training.guard import GuardConfig
 from trimtab.inner_training.levers import LEVERS, Lever, resolve_levers
+from trimtab.inner_training.measurements import MEASUREMENTS, check_live
 from trimtab.inner_training.signals import Signal, lever_signals
 from trimtab.inner_training.steering import Steering
 from trimtab.policies.network import LearnedPolicy
@@ -83,6 +85,16 @@ def steering_of(settings: Attachment, signals: Sequence[Signal], optimizer: torc
     steering = Steering(levers_of(settings.policy), signals, settings.guard, 1)
     steering.energy = step_energy(signals, optimizer.param_groups[0]["params"][0].device)
     return steering
+
+
+def unknown_here(signals: Sequence[Signal], model: nn.Module | None) -> str:
+    """What to say of signals whose measurements this run cannot take; empty where there are none."""
+    blind = [signal.name for signal in signals if any(not MEASUREMENTS[name].live for name in signal.needs)]
+    watched = [signal.name for signal in signals if SEEN.intersection(signal.needs)] if model is None else []
+    only = f"only a population can measure {', '.join(blind)}" if blind else ""
+    ask = f"give attach(..., model=...) for {', '.join(watched)}" if watched else ""
+    said = "; ".join(part for part in (only, ask) if part)
+    return f"the policy reads signals that stay 0 here: {said}" if said else ""
 
 
 def measuring_window(signals: Sequence[Signal], decide_every: int) -> int:
@@ -158,6 +170,7 @@ def check_guard(given: object, mode: Mode) -> GuardConfig:
     if given is not None and given is not False and not isinstance(given, GuardConfig):
         raise UserError(f"guard is {given!r}; it must be None (the default guard), a GuardConfig, or False (off)")
     config = given if isinstance(given, GuardConfig) else GuardConfig(rollback=given is None)
+    check_live("the guard's curvature_share", config.needs)
     return replace(config, rollback=False) if mode == "advise" else config
 
 

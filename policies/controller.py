@@ -61,6 +61,8 @@ class Controller:
         self._window = attachment.measuring_window(signals, settings.decide_every)
         self._run = LiveRun(optimizer, self._window, self._before_first_step)
         self._run.measure(needs_of(signals), settings.model)
+        if said := attachment.unknown_here(signals, settings.model):
+            self._run.hooks.say("unknown signals", said)
         self._steering.reset(np.ones(1, dtype=bool), self._run.base(self._steering.levers))
         self._steering.available[0] = [self._run.available(lever) for lever in self._steering.levers]
         self._between = Decision(False, self.multipliers, "between decisions", False)

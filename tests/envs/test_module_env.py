@@ -285,6 +285,8 @@ def test_what_cannot_be_an_environment() -> None:
     ):
         with pytest.raises(MismatchError, match=f"scenario 'tried' has {key}, which only populations know"):
             module_env(of(small()), scenario=scenario(**change))
+    with pytest.raises(MismatchError, match="guard.curvature_share of scenario 'tried' needs .* only a population"):
+        module_env(of(small()), scenario=scenario(guard={"curvature_share": 0.5}))
     for families in ([], [small()]):
         with pytest.raises(UserError, match="give at least one ModuleFamily"):
             module_vec(families)  # type: ignore[arg-type]

@@ -8,18 +8,27 @@ import pytest
 
 from trimtab.inner_training.disturbances import DISTURBANCES
 from trimtab.inner_training.levers import LEVERS
+from trimtab.inner_training.measurements import MEASUREMENTS
 from trimtab.inner_training.signals import SIGNALS
 from trimtab.inner_training.tasks.recipe import OPTIMIZER_KINDS
 from trimtab.inner_training.update_rules import UPDATE_RULES
 
 DOCS = Path(__file__).parents[2] / "docs"
+BAR = chr(92) + "|"  # inside a table
 
 
 @pytest.mark.parametrize("name", SIGNALS)
 def test_every_signal_has_a_row(name: str) -> None:
     signal = SIGNALS[name]
-    doc, missing = signal.doc.replace("|", "\\|"), signal.missing or "never"
+    doc, missing = signal.doc.replace("|", BAR), signal.missing or "never"
     row = f"| {signal.group} | `{name}` | {doc} | {missing} | {signal.cost} | {signal.source} |"
+    assert row in (DOCS / "signals.md").read_text()
+
+
+@pytest.mark.parametrize("name", MEASUREMENTS)
+def test_every_measurement_has_a_row(name: str) -> None:
+    one = MEASUREMENTS[name]
+    row = f"| `{name}` | {one.doc.replace('|', BAR)} | {one.cost} | {'yes' if one.live else 'no'} |"
     assert row in (DOCS / "signals.md").read_text()
 
 

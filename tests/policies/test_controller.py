@@ -252,6 +252,16 @@ def test_actions_that_are_no_numbers_are_the_identity(kind: Any, value: float) -
     assert "not a finite number" in loop.decisions[4].reason
 
 
+def test_signals_that_nobody_measures_here_are_said(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.WARNING, "trimtab")
+    policy = Scripted([[1.0]], signals=("started", "sharpness", "dormant", "grad_sparsity"))
+    for loop, model in ((Loop(sgd), False), (Loop(sgd), True)):
+        attach(loop.optimizer, model=loop.model if model else None, policy=policy)
+    without, given = (record.message for record in caplog.records)
+    assert "only a population can measure sharpness; give attach(..., model=...) for dormant" in without
+    assert given.endswith("only a population can measure sharpness")
+
+
 def test_actions_of_another_shape_change_no_lever_at_all(caplog: pytest.LogCaptureFixture) -> None:
     loop = Loop(sgd)
     policy = Scripted([[0.0, 0.0]], levers={"lr": "moves", "momentum": "moves"})
@@ -426,6 +436,10 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         "'scripted' follows the budget",
     ),
     "guard": ({"guard": True}, "guard is True; it must be None"),
+    "envelope": (
+        {"guard": GuardConfig(curvature_share=0.5)},
+        "the guard's curvature_share needs the measurement 'curvature_max', which only a population can take; leave it out",
+    ),
     "stateful": ({"stateful": (Unsaved(),)}, "holds a Unsaved, which has no state_dict"),
     "stateful object": ({"stateful": torch.nn.Linear(1, 1)}, "stateful is a Linear; it must be a tuple"),
 }

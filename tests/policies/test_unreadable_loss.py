@@ -22,11 +22,12 @@ def falling(policy: object, losses: list[float]) -> Controller:
     return controller
 
 
+@pytest.mark.parametrize("signal", ["loss_slope", "gap", "shift_window", "noisy_data"])
 @pytest.mark.parametrize(("loss", "asked"), [(-3.0, 2), (0.0, 2), (1e-6, 4), (float("nan"), 4)])
 def test_a_policy_that_reads_the_loss_is_asked_only_where_it_can(
-    loss: float, asked: int, caplog: pytest.LogCaptureFixture
+    loss: float, asked: int, signal: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    policy = Scripted([[1.0], [0.5], [0.25], [0.125]], decide_every=1)
+    policy = Scripted([[1.0], [0.5], [0.25], [0.125]], decide_every=1, signals=("started", signal))
     controller = falling(policy, [0.5, loss, loss])
     seen = len(policy.seen) - 1  # but for the trial that every policy is put to
     assert seen == asked
