@@ -87,5 +87,5 @@ class Conditions:
 
 
 def is_adaptive(instance: Instance) -> bool:
-    """Whether an instance trains with one of the Adam kinds."""
+    """Whether an instance trains with an update rule whose steps do not follow the size of the gradient."""
     return UPDATE_RULES[instance.optimizer.rule].adaptive

@@ -83,7 +83,7 @@ class Evaluator:
         return self._drawn[held_out]
 
     def adaptive(self, *, held_out: bool = True) -> np.ndarray:
-        """(runs,) bool: runs with one of the Adam kinds."""
+        """(runs,) bool: runs with another rule than SGD (see ``conditions.is_adaptive``)."""
         return np.array([is_adaptive(instance) for instance in self.instances(held_out=held_out)])
 
     def play(self, policy: Policy, conditions: Conditions | None = None) -> Evaluation:

@@ -85,7 +85,7 @@ _built_in(
 )
 _built_in(
     "changing-regression",
-    "bit-flipping regression: one of fifteen slow bits flips between phases",
+    "bit-flipping regression: one of the slow bits flips between phases",
     "changing_regression:SlowlyChangingRegression",
 )
 

@@ -47,8 +47,9 @@ def target(rng: np.random.Generator, numbers: np.ndarray) -> np.ndarray:
 class SlowlyChangingRegression(PhasedFamily):
     """Bit-flipping regression: of 20 bits, 15 stay within a phase, and one of these flips from phase to phase.
 
-    After Dohare et al. (arXiv 2306.13812), in the variant that flips one bit at a change, with phases of 50 to 100
-    steps of a batch where theirs have 10,000 examples one by one. The five other bits take all their 32 values in each
+    After Dohare et al. (arXiv 2306.13812), in the variant that flips one bit at a change, with phases of 30 to 50
+    steps of a batch where theirs have 10,000 examples one by one. The last slow bit tells training instances from
+    held-out ones, so 14 may flip. The five other bits take all their 32 values in each
     split: what is measured is tracking, not generalisation.
     """
 

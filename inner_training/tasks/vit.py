@@ -36,7 +36,7 @@ class SpritesViT(ClassificationFamily):
         self.loss_cap = 2 * math.log(CLASSES)
 
     def examples(self, rng: np.random.Generator, held_out: bool) -> Examples:
-        """Draws 4 to 16 shapes and 200 to 1,000 of their images (see ``sprite_examples``)."""
+        """Draws shapes, a level of noise and images (see ``sprite_examples``)."""
         return sprite_examples(rng, held_out)
 
     def initial(self, rng: np.random.Generator, width: int, scale: float, data: Examples) -> tuple[Arrays, Arrays]:
