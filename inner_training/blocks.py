@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -18,7 +19,7 @@ from trimtab.inner_training.stepping import EvaluateFunction, StepFunction
 from trimtab.inner_training.task import TaskFamily
 from trimtab.inner_training.telemetry import Telemetry, gathered
 
-CACHE_BYTES = 2**22  # what the runs of a block should need at most; measured, and flat around this
+CACHE_BYTES = 2**23  # what the runs of a block should work on; measured, and flat around this
 FEWEST_RUNS = 4  # a block of fewer spends its time on calls
 STATES = 5  # tensors as large as the parameters that an update reads or writes
 
@@ -93,8 +94,11 @@ def choose_size(family: TaskFamily, num_runs: int, mode: str, device: torch.devi
     """
     if mode == "eager" or device.type != "cpu":
         return num_runs
-    fitting = max(CACHE_BYTES / working_bytes(family), FEWEST_RUNS)
-    return -(-num_runs // max(round(num_runs / fitting), 1))
+    wanted = num_runs / max(CACHE_BYTES / working_bytes(family), FEWEST_RUNS)
+    counts = range(math.ceil(0.8 * wanted), math.ceil(1.5 * wanted) + 1)
+    # Of the counts near the wanted one, that which repeats the fewest runs (see ``cut``).
+    count = min(counts, key=lambda count: (-num_runs % count, abs(count - wanted)))
+    return -(-num_runs // count)
 
 
 def joined(parts: Sequence[Tensor], blocks: Sequence[Block]) -> Tensor:
