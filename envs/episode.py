@@ -42,7 +42,7 @@ class StepResult:
         multipliers: (N, L) of each lever, after the guard.
         reasons: (N, L) ``Reason`` codes, 0 where an action was applied as it was.
         score: (N,) mean training score of the interval's steps, NaN unless the populations record one.
-        clock: (N,) time since the run started, in usual steps.
+        clock: (N,) time since the run started, in usual steps, or in seconds where it is a module run.
         disturbed: by kind of disturbance, in how many of the interval's steps it was active, (N,) int64.
         diagnostics: by name, the signals (N,) that were asked for beside the observation, NaN where unknown.
     """
@@ -229,10 +229,10 @@ class Episodes:
         return {one.name: np.clip(values[one.name], one.low, one.high) for one in self._diagnostics}
 
     def _reading(self, measured: Measured | None, val_loss: np.ndarray) -> Reading:
-        """A reading that knows the scenario's deadline."""
+        """A reading that knows the scenario's deadline, where there is one; module runs bring their own."""
         reading = self.populations.reading(measured, val_loss)
-        late = np.nan if self.scenario.deadline is None else 1 + self.scenario.deadline
-        reading.deadline = reading.total_steps * late
+        if self.scenario.deadline is not None:
+            reading.deadline = reading.total_steps * (1 + self.scenario.deadline)
         return reading
 
     def _moves(self, actions: np.ndarray, kinds: Mapping[str, Kind] | None) -> np.ndarray:

@@ -35,6 +35,7 @@ _JOINED = (
     "adaptive",
     "initial_lr",
     "clock",
+    "deadline",
 )
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -56,6 +58,7 @@ class LiveRun:
         position: steps done since the last decision.
         lr_multiplier: factor on the scheduled learning rate of every group, from the next step on.
         clip: gradient clip as an absolute norm; infinite for off.
+        deadline: seconds that the run may take from its first step on, NaN where there is no limit.
     """
 
     def __init__(
@@ -73,6 +76,7 @@ class LiveRun:
         self._recorded = 0  # the step whose loss came last
         group = optimizer.param_groups[0]
         self._initial_lr = float(group.get("initial_lr", group["lr"]))
+        self.deadline, self._began = math.nan, math.nan
         self.hooks = StepHooks(
             optimizer,
             Moments(before=self._write, gradients=self._gradients, after=self._updated, outside=self._values.restore),
@@ -95,6 +99,8 @@ class LiveRun:
         if self._before_first is not None:
             first, self._before_first = self._before_first, None
             self.hooks.safely("the first snapshot", first)
+        if math.isnan(self._began):
+            self._began = time.monotonic()
         self._values.scale_lr(self.lr_multiplier)
         for lever, multiplier in self._others:
             self._values.set(lever, multiplier)
@@ -135,6 +141,11 @@ class LiveRun:
     @property
     def _device(self) -> torch.device:
         return self.parameters()[0].device
+
+    @property
+    def seconds(self) -> float:
+        """Time since the first step of this process began."""
+        return 0.0 if math.isnan(self._began) else time.monotonic() - self._began
 
     @property
     def scheduled_lr(self) -> list[float]:
@@ -258,6 +269,8 @@ class LiveRun:
             adaptive=one(is_adaptive(self.optimizer.param_groups[0])),
             base=self.base(levers),
             initial_lr=one(self._initial_lr),
+            clock=one(self.seconds),
+            deadline=one(self.deadline),
         )
 
     def state_dict(self) -> dict[str, Any]:

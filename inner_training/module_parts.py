@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from trimtab.errors import MismatchError, UserError, check_whole
+from trimtab.errors import MismatchError, RangeError, UserError, check_whole
 
 Loss = Callable[[nn.Module, Any], Tensor]
 _END = object()
@@ -34,6 +34,7 @@ class Parts:
         scheduler: anything with ``step()``, called after each optimizer step up to the budget; None for none.
         scaler: a ``torch.amp.GradScaler``; steps that it skips do not count. None for none.
         accumulate: batches whose mean gradient makes one step, >= 1.
+        deadline: seconds that the run may take from its first step on, > 0; None for no limit.
     """
 
     module: nn.Module
@@ -46,6 +47,7 @@ class Parts:
     scheduler: Any = None
     scaler: Any = None
     accumulate: int = 1
+    deadline: float | None = None
 
     @property
     def device(self) -> torch.device:
@@ -80,6 +82,8 @@ def check_parts(made: object, what: str) -> Parts:
     _check_optimizer(made, what)
     check_whole(f"total_steps of {what}", made.total_steps, 1)
     check_whole(f"accumulate of {what}", made.accumulate, 1)
+    if made.deadline is not None and not made.deadline > 0:
+        raise RangeError(f"deadline of {what} is {made.deadline!r}; give seconds above 0, or None for no limit")
     if not callable(made.loss):
         raise UserError(f"the loss of {what} is a {type(made.loss).__name__}; give a function loss(module, batch)")
     for name in ("train", "validation", "test"):

@@ -135,6 +135,7 @@ class ModuleRun:
             batch_size = float(examples_in(batches.peek()) or np.nan) * parts.accumulate
         live = LiveRun(parts.optimizer, 1)
         live.measure(self._measured[0], parts.module, self._measured[1])
+        live.deadline = np.nan if parts.deadline is None else float(parts.deadline)
         return _Underway(parts, live, batches, random, snapshots, batch_size, device)
 
     def _now(self) -> _Underway:

@@ -318,4 +318,5 @@ class Population:
             base=self.base,
             initial_lr=self._recipes.initial_lr.copy(),
             clock=self.clock.copy(),
+            deadline=np.full(runs, np.nan),
         )

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from trimtab.errors import UserError
+from trimtab.errors import RangeError, UserError
 from trimtab.inner_training.guard import GuardConfig, Health, Reason, in_words
 from trimtab.inner_training.live_run import LiveRun, as_scalar, check_readable
 from trimtab.inner_training.live_snapshot import LiveSnapshots
@@ -106,6 +106,18 @@ class Controller:
         now = self._named(self._steering.multipliers[0])
         rate = float(self._steering.lr_multiplier[0])
         return {**now, "lr": rate} if "lr" in now or rate != 1 else now
+
+    @property
+    def deadline(self) -> float | None:
+        """Seconds that the run may take from the first step of this process on, for policies that read
+        ``deadline_left``; None for no limit. It may be set at any time, and is not saved: a resumed run has its own."""
+        return None if math.isnan(self._run.deadline) else self._run.deadline
+
+    @deadline.setter
+    def deadline(self, seconds: float | None) -> None:
+        if seconds is not None and not seconds > 0:
+            raise RangeError(f"deadline is {seconds!r}; give seconds above 0, or None for no limit")
+        self._run.deadline = math.nan if seconds is None else float(seconds)
 
     def _named(self, row: np.ndarray) -> dict[str, float]:
         """Values by lever; levers that the policy only looks at come last in a row, and are left out."""

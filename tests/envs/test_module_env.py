@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import math
 import re
 import runpy
@@ -90,6 +91,19 @@ def module_of(env: Any, run: int = 0) -> nn.Module:
 
 
 # --- one environment --------------------------------------------------------------------------------------------------
+
+
+def test_an_episode_ends_when_its_time_is_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = itertools.count(0.0, 0.5)
+    monkeypatch.setattr("trimtab.inner_training.live_run.time.monotonic", lambda: next(now))
+    shown = scenario(signals=["deadline_available", "deadline_left"])
+    env = module_env(of(small(steps=10_000, deadline=3.0)), scenario=shown)
+    seen = [env.reset(seed=0)[0]]
+    while not (ended := env.step(np.zeros(4, dtype=np.float32)))[2]:
+        seen.append(ended[0])
+    left = [float(one[1]) for one in (*seen, ended[0])]
+    assert all(one[0] == 1 for one in seen)
+    assert left[0] == 1 and left[-1] == 0 and left == sorted(left, reverse=True) and 3 < len(left) < 12
 
 
 def test_both_checkers_pass() -> None:

@@ -554,6 +554,7 @@ def bad_parts() -> dict[str, tuple[Callable[[], Any], str]]:
         ),
         "no budget": (lambda: parts(total_steps=0), "total_steps of run 'tried' is 0; it must be at least 1"),
         "no batch per step": (lambda: parts(accumulate=0), "accumulate of run 'tried' is 0; it must be at least 1"),
+        "no time": (lambda: parts(deadline=0), "deadline of run 'tried' is 0; give seconds above 0"),
         "no loss": (lambda: parts(loss=3.0), "the loss of run 'tried' is a float; give a function"),
         "no loader": (lambda: parts(train=None), "train of run 'tried' is a NoneType; it must be an iterable"),
         "empty": (lambda: parts(train=[]), "train of run 'tried' holds no batch"),

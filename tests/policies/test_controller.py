@@ -18,7 +18,7 @@ from torch.optim import lr_scheduler as schedulers
 from torch.optim.swa_utils import AveragedModel
 
 import trimtab
-from trimtab.errors import MismatchError, UserError
+from trimtab.errors import MismatchError, RangeError, UserError
 from trimtab.inner_training.guard import GuardConfig
 from trimtab.inner_training.live_snapshot import SPACING
 from trimtab.inner_training.schedules import BaseSchedule, factor
@@ -250,6 +250,22 @@ def test_actions_that_are_no_numbers_are_the_identity(kind: Any, value: float) -
     alone.run(20)
     assert torch.equal(loop.weights(), alone.weights())
     assert "not a finite number" in loop.decisions[4].reason
+
+
+def test_a_policy_sees_how_much_of_its_deadline_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr("trimtab.inner_training.live_run.time.monotonic", lambda: now[0])
+    policy = Scripted([[1.0]], signals=("deadline_available", "deadline_left"), decide_every=5)
+    loop = Loop(sgd)
+    loop.controller = attach(loop.optimizer, policy=policy)
+    assert loop.controller.deadline is None
+    loop.controller.deadline = 40.0
+    for _ in range(15):
+        loop.step()
+        now[0] += 2.0
+    np.testing.assert_allclose(policy.seen[-3:], [[[1, 0.8]], [[1, 0.55]], [[1, 0.3]]], atol=1e-6)
+    with pytest.raises(RangeError, match="deadline is -1; give seconds above 0"):
+        loop.controller.deadline = -1
 
 
 def test_signals_that_nobody_measures_here_are_said(caplog: pytest.LogCaptureFixture) -> None:
