@@ -9,11 +9,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from trimtab.errors import ConfigError, out_of_range, unknown
+from trimtab.errors import ConfigError, check_whole, out_of_range, unknown
 from trimtab.inner_training.faults import FaultRows
 from trimtab.inner_training.task import Instance
 
 MOST_EVENTS = 1000.0  # expected number per run and entry, at most
+MOST_STEPS = 10**9  # of an event, and before it
 Acts = Callable[[np.ndarray], Mapping[str, np.ndarray | float]]
 
 
@@ -154,13 +155,15 @@ class DisturbanceSettings:
         if (self.at is None) == (self.rate is None):
             raise ConfigError(f"disturbance {self.kind!r} has {'neither' if self.at is None else 'both'} of at and "
                               "rate; give at for one event at a known time, or rate for random ones")  # fmt: skip
-        if self.at is not None and not (0 <= self.at < 1 or (self.at >= 1 and float(self.at).is_integer())):
+        if self.at is not None and not (
+            0 <= self.at < 1 or (1 <= self.at <= MOST_STEPS and float(self.at).is_integer())
+        ):
             raise ConfigError(f"disturbance {self.kind!r}: at is {self.at:g}; give a share of the budget, from 0 to below "
-                              "1, or a whole number of steps")  # fmt: skip
+                              f"1, or a whole number of steps, at most {MOST_STEPS}")  # fmt: skip
         if self.rate is not None and not 0 < self.rate <= MOST_EVENTS:
             raise out_of_range(f"rate of disturbance {self.kind!r}", self.rate, 0, MOST_EVENTS)
-        if self.steps is not None and self.steps < 1:
-            raise out_of_range(f"steps of disturbance {self.kind!r}", self.steps, low=1)
+        if self.steps is not None and check_whole(f"steps of disturbance {self.kind!r}", self.steps, 1) > MOST_STEPS:
+            raise out_of_range(f"steps of disturbance {self.kind!r}", self.steps, 1, MOST_STEPS)
         kind = DISTURBANCES[self.kind]
         if self.severity is not None and not kind.lowest <= self.severity <= kind.highest:
             raise out_of_range(f"severity of disturbance {self.kind!r}", self.severity, kind.lowest, kind.highest)
