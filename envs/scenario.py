@@ -176,7 +176,8 @@ class Scenario(_Part):
             data["families"] = [{"name": one} if isinstance(one, str) else one for one in data["families"]]
         if "signals" not in data:
             levers = data.get("levers", DEFAULT_LEVERS)
-            known = [one for one in levers if one in LEVERS] if isinstance(levers, list | tuple) else []
+            given = levers if isinstance(levers, list | tuple) else ()
+            known = [one for one in given if isinstance(one, str) and one in LEVERS]
             data["signals"] = default_signals(known)
         if isinstance(data.get("reward"), Mapping):
             data["reward"] = {**default_weights(), **data["reward"]}

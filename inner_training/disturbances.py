@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from trimtab.errors import ConfigError, check_whole, out_of_range, unknown
+from trimtab.errors import ConfigError, RangeError, check_whole, out_of_range, unknown
 from trimtab.inner_training.faults import FaultRows
 from trimtab.inner_training.task import Instance
 
@@ -161,7 +161,8 @@ class DisturbanceSettings:
             raise ConfigError(f"disturbance {self.kind!r}: at is {self.at:g}; give a share of the budget, from 0 to below "
                               f"1, or a whole number of steps, at most {MOST_STEPS}")  # fmt: skip
         if self.rate is not None and not 0 < self.rate <= MOST_EVENTS:
-            raise out_of_range(f"rate of disturbance {self.kind!r}", self.rate, 0, MOST_EVENTS)
+            raise RangeError(f"rate of disturbance {self.kind!r} is {self.rate:g}; it must be above 0 and at most "
+                             f"{MOST_EVENTS:g}")  # fmt: skip
         if self.steps is not None and check_whole(f"steps of disturbance {self.kind!r}", self.steps, 1) > MOST_STEPS:
             raise out_of_range(f"steps of disturbance {self.kind!r}", self.steps, 1, MOST_STEPS)
         kind = DISTURBANCES[self.kind]

@@ -112,6 +112,7 @@ MALFORMED: list[tuple[dict[str, Any], tuple[str, ...]]] = [
     ({"levers": ["lr", "momentun"]}, ("levers", "'momentun'", "did you mean 'momentum'")),
     ({"levers": ["lr", "lr"]}, ("levers", "'lr'", "once")),
     ({"levers": [1]}, ("levers[0]", "1", "text")),
+    ({"levers": [["lr"]]}, ("levers[0]", "['lr']", "text")),
     ({"signals": []}, ("signals", "[]", "at least 1")),
     ({"signals": ["loss_slop"]}, ("signals", "'loss_slop'", "did you mean 'loss_slope'")),
     ({"signals": ["spike", "spike"]}, ("signals", "'spike'", "once")),

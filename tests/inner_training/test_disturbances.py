@@ -122,7 +122,7 @@ def test_the_worst_of_overlapping_events_acts() -> None:
         ({"kind": "lr-spike", "at": 3, "rate": 1.0}, "has both of at and rate"),
         ({"kind": "lr-spike", "at": 1.5}, "at is 1.5; give a share of the budget, from 0 to below 1"),
         ({"kind": "lr-spike", "at": -1}, "at is -1; give a share of the budget"),
-        ({"kind": "lr-spike", "rate": 0.0}, "rate of disturbance 'lr-spike' is 0.0"),
+        ({"kind": "lr-spike", "rate": 0.0}, "rate of disturbance 'lr-spike' is 0; it must be above 0 and at most 1000"),
         ({"kind": "lr-spike", "at": 0, "steps": 0}, "steps of disturbance 'lr-spike' is 0"),
         ({"kind": "lr-spike", "at": 2**63}, "at is 9.22337e\\+18; .* at most 1000000000"),
         ({"kind": "lr-spike", "at": 0, "steps": 10**30}, "steps of disturbance 'lr-spike' .* between 1 and 1000000000"),

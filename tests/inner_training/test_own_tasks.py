@@ -181,6 +181,7 @@ def test_resolve_a_function(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         "my_trimtab_tasks:other": "returned a str; it must return a TaskFamily",
         "my_trimtab_tasks:number": "is a int; name a function",
         "my_trimtab_tasks:torn": "'my_trimtab_tasks:torn' raised ZeroDivisionError: division by zero",
+        "sys:exit": "task family 'sys:exit' raised SystemExit",
         "my_leaving_tasks:make": r"cannot import module 'my_leaving_tasks' \(SystemExit: 0\)",
         "my_trimtab_tasks:mak": "has no 'mak'",
         "my_trimtab_tasks:": "has no ''",
