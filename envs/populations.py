@@ -269,7 +269,10 @@ class Populations:
     def reading(self, measured: Measured | None, val_loss: np.ndarray) -> Reading:
         """A reading of all runs; levers and guard are filled in by ``Steering.assess``."""
         parts = [member.reading(None, val_loss[block]) for member, block in self._pairs()]
-        joined: dict[str, Any] = {name: np.concatenate([getattr(part, name) for part in parts]) for name in _JOINED}
+        joined: dict[str, Any] = {
+            name: np.concatenate([np.broadcast_to(getattr(part, name), part.num_runs) for part in parts])
+            for name in _JOINED
+        }
         return Reading(measured=measured, base=_joined_base([part.base for part in parts]), **joined)
 
 

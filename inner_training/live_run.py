@@ -58,7 +58,7 @@ class LiveRun:
         position: steps done since the last decision.
         lr_multiplier: factor on the scheduled learning rate of every group, from the next step on.
         clip: gradient clip as an absolute norm; infinite for off.
-        deadline: seconds that the run may take from its first step on, NaN where there is no limit.
+        deadline: seconds that the run may take from its first step on; None for no limit.
     """
 
     def __init__(
@@ -76,7 +76,8 @@ class LiveRun:
         self._recorded = 0  # the step whose loss came last
         group = optimizer.param_groups[0]
         self._initial_lr = float(group.get("initial_lr", group["lr"]))
-        self.deadline, self._began = math.nan, math.nan
+        self.deadline: float | None = None
+        self._began = math.nan
         self.hooks = StepHooks(
             optimizer,
             Moments(before=self._write, gradients=self._gradients, after=self._updated, outside=self._values.restore),
@@ -270,7 +271,7 @@ class LiveRun:
             base=self.base(levers),
             initial_lr=one(self._initial_lr),
             clock=one(self.seconds),
-            deadline=one(self.deadline),
+            deadline=one(np.nan if self.deadline is None else self.deadline),
         )
 
     def state_dict(self) -> dict[str, Any]:

@@ -82,14 +82,20 @@ def check_parts(made: object, what: str) -> Parts:
     _check_optimizer(made, what)
     check_whole(f"total_steps of {what}", made.total_steps, 1)
     check_whole(f"accumulate of {what}", made.accumulate, 1)
-    if made.deadline is not None and not made.deadline > 0:
-        raise RangeError(f"deadline of {what} is {made.deadline!r}; give seconds above 0, or None for no limit")
+    check_deadline(f"deadline of {what}", made.deadline)
     if not callable(made.loss):
         raise UserError(f"the loss of {what} is a {type(made.loss).__name__}; give a function loss(module, batch)")
     for name in ("train", "validation", "test"):
         _check_loader(getattr(made, name), name, what)
     _check_helpers(made, what)
     return made
+
+
+def check_deadline(name: str, seconds: float | None) -> float | None:
+    """Seconds as they are, or None; ``RangeError`` unless they are above 0."""
+    if seconds is not None and not seconds > 0:
+        raise RangeError(f"{name} is {seconds!r}; give seconds above 0, or None for no limit")
+    return seconds
 
 
 def _check_optimizer(parts: Parts, what: str) -> None:

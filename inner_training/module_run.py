@@ -18,7 +18,7 @@ from trimtab.inner_training.live_snapshot import LiveSnapshots
 from trimtab.inner_training.measurements import PROBE_EVERY
 from trimtab.inner_training.module_family import ModuleFamily, ModuleInstance
 from trimtab.inner_training.module_parts import Batches, Parts, check_loss, check_parts, evaluating, examples_in
-from trimtab.inner_training.own_randomness import OwnRandomness
+from trimtab.inner_training.own_randomness import OwnRandomness, default_device
 from trimtab.inner_training.reading import Reading
 from trimtab.inner_training.telemetry import DEPTHS, SAMPLED_STEPS, Measured, Telemetry
 
@@ -113,7 +113,7 @@ class ModuleRun:
 
     def _started(self, instance: ModuleInstance) -> _Underway:
         random = OwnRandomness(instance.seed)
-        with random.inside(_default_device()):
+        with random.inside(default_device()):
             parts = check_parts(self.family.make(instance.seed), self._what)
         if self._last is not None and parts.module is self._last():
             raise UserError(
@@ -135,7 +135,7 @@ class ModuleRun:
             batch_size = float(examples_in(batches.peek()) or np.nan) * parts.accumulate
         live = LiveRun(parts.optimizer, 1)
         live.measure(self._measured[0], parts.module, self._measured[1])
-        live.deadline = np.nan if parts.deadline is None else float(parts.deadline)
+        live.deadline = parts.deadline
         return _Underway(parts, live, batches, random, snapshots, batch_size, device)
 
     def _now(self) -> _Underway:
@@ -314,8 +314,3 @@ def _unmeasured(steps: int, device: torch.device) -> Telemetry:
         update_norm=unknown_rows(DEPTHS),
         weight_norm=unknown_rows(DEPTHS),
     )
-
-
-def _default_device() -> torch.device:
-    """The device whose generator a maker draws from beside the CPU's."""
-    return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")

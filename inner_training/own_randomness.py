@@ -25,6 +25,11 @@ def _put(states: dict[str, Any], device: torch.device) -> None:
         torch.cuda.set_rng_state(states["cuda"], device)
 
 
+def default_device() -> torch.device:
+    """The device whose generator a maker of runs draws from beside the CPU's."""
+    return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+
+
 class OwnRandomness:
     """Random state of one run, which follows from its seed alone, whatever else the process draws.
 

@@ -318,5 +318,4 @@ class Population:
             base=self.base,
             initial_lr=self._recipes.initial_lr.copy(),
             clock=self.clock.copy(),
-            deadline=np.full(runs, np.nan),
         )

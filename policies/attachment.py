@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal, get_args
+from weakref import WeakSet
 
 import torch
 from torch import nn
@@ -30,6 +31,7 @@ Mode = Literal["act", "advise"]
 UNMEASURED = ("progress", "base", "scale", "levers")  # groups of signals that need no telemetry
 FORMAT = 1  # of a saved state
 DECIDE_EVERY = 10  # optimizer steps per decision where neither the user nor the policy says otherwise
+ATTACHED: WeakSet[torch.optim.Optimizer] = WeakSet()  # optimizers that have a controller
 MOST_DECISIONS = 100  # of a learned policy in one run: about as many as the longest runs of training had
 
 
@@ -109,9 +111,11 @@ def measuring_window(signals: Sequence[Signal], decide_every: int) -> int:
 
 
 def check_optimizer(optimizer: object, model: nn.Module | None) -> None:
-    """Raises ``UserError`` unless these are an optimizer with parameters and the model that they belong to."""
+    """Raises ``UserError`` unless these are a free optimizer with parameters and the model that they belong to."""
     if not isinstance(optimizer, torch.optim.Optimizer) or not hasattr(optimizer, "_optimizer_step_pre_hooks"):
         raise UserError(f"{type(optimizer).__name__} is not a torch.optim.Optimizer; give the innermost optimizer")
+    if optimizer in ATTACHED:
+        raise UserError("this optimizer has a controller already; call detach() on that one first")
     trained = [one for group in optimizer.param_groups for one in group["params"] if one.requires_grad]
     if not trained:
         raise UserError("the optimizer has no parameters that require a gradient, so there is nothing to steer")

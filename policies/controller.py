@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import math
-import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
-from weakref import WeakSet
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from trimtab.errors import RangeError, UserError
-from trimtab.inner_training.guard import GuardConfig, Health, Reason, in_words
+from trimtab.inner_training.guard import Health, Reason, in_words
 from trimtab.inner_training.live_run import LiveRun, as_scalar, check_readable
 from trimtab.inner_training.live_snapshot import LiveSnapshots
 from trimtab.inner_training.measurements import needs_of
+from trimtab.inner_training.module_parts import check_deadline
 from trimtab.inner_training.reading import Reading
 from trimtab.inner_training.signals import resolve_signals
 from trimtab.inner_training.steering import Move
@@ -24,15 +22,13 @@ from trimtab.policies import attachment
 from trimtab.policies.attachment import Attachment
 from trimtab.policies.audit import Audit
 from trimtab.policies.plain import from_plain, to_plain
-from trimtab.policies.policy import Policy
 from trimtab.policies.trail import Decision, Event, Trail, log_mean_loss
-
-_ATTACHED: WeakSet[torch.optim.Optimizer] = WeakSet()
 
 
 class Controller:
     """Steers one live run; made by ``attach``, which says what the arguments are.
 
+    >>> from trimtab.policies.attach import attach
     >>> weight = torch.nn.Parameter(torch.ones(2))
     >>> optimizer = torch.optim.SGD([weight], lr=0.1)
     >>> controller = attach(optimizer, policy="cosine", total_steps=100)
@@ -66,7 +62,7 @@ class Controller:
         self._steering.reset(np.ones(1, dtype=bool), self._run.base(self._steering.levers))
         self._steering.available[0] = [self._run.available(lever) for lever in self._steering.levers]
         self._between = Decision(False, self.multipliers, "between decisions", False)
-        _ATTACHED.add(optimizer)
+        attachment.ATTACHED.add(optimizer)
         self._decide(measure=False)
 
     def _before_first_step(self) -> None:
@@ -111,13 +107,11 @@ class Controller:
     def deadline(self) -> float | None:
         """Seconds that the run may take from the first step of this process on, for policies that read
         ``deadline_left``; None for no limit. It may be set at any time, and is not saved: a resumed run has its own."""
-        return None if math.isnan(self._run.deadline) else self._run.deadline
+        return self._run.deadline
 
     @deadline.setter
     def deadline(self, seconds: float | None) -> None:
-        if seconds is not None and not seconds > 0:
-            raise RangeError(f"deadline is {seconds!r}; give seconds above 0, or None for no limit")
-        self._run.deadline = math.nan if seconds is None else float(seconds)
+        self._run.deadline = check_deadline("deadline", seconds)
 
     def _named(self, row: np.ndarray) -> dict[str, float]:
         """Values by lever; levers that the policy only looks at come last in a row, and are left out."""
@@ -135,7 +129,7 @@ class Controller:
         self._run.detach()
         self._detached = True
         self._between = Decision(False, self.multipliers, "detached", False)
-        _ATTACHED.discard(self._optimizer)
+        attachment.ATTACHED.discard(self._optimizer)
         self._run.hooks.safely("the audit", lambda: self._trail.write("detached", step=self._run.steps))
 
     # --- deciding -----------------------------------------------------------------------------------------------
@@ -276,59 +270,3 @@ class Controller:
             self._snapshots.take(self._run.steps)
         self._between = Decision(False, self.multipliers, "between decisions", False)
         self._run.hooks.safely("the audit", lambda: self._trail.write("resumed", step=self._run.steps))
-
-
-def attach(
-    optimizer: torch.optim.Optimizer,
-    *,
-    model: nn.Module | None = None,
-    policy: str | os.PathLike[str] | Policy = "default",
-    total_steps: int | None = None,
-    decide_every: int | None = None,
-    mode: str = "act",
-    guard: GuardConfig | bool | None = None,
-    stateful: Sequence[Any] = (),
-    audit: str | os.PathLike[str] | None = None,
-) -> Controller:
-    """Attaches a controller to an ordinary training loop; then call ``controller.step(loss)`` after each step.
-
-    The controller multiplies whatever the optimizer's parameter groups hold: before each step it writes
-    ``scheduled x multiplier``, after it (or when the step raises) it puts ``scheduled`` back. So any scheduler works
-    on, before or after this call.
-
-    Args:
-        optimizer: the innermost ``torch.optim.Optimizer``.
-        model: the module it trains; needed for rolling back buffers such as batch statistics.
-        policy: a rule's name, ``"default"``, the path of a bundle, or a policy object.
-        total_steps: optimizer steps of the whole run; None when unknown (rules that follow the budget need it).
-        decide_every: optimizer steps between decisions; None for the policy's own, else 10 (a learned policy takes at
-            most about 100 decisions when ``total_steps`` is known).
-        mode: ``"act"``, or ``"advise"`` to decide and audit without touching anything.
-        guard: None for the default guard, its settings, or False to keep its bounds and rate limits alone (no snapshots).
-        stateful: scheduler, scaler, averaged weights, ...: objects to roll back with the model.
-        audit: a new file for the audit trail (JSON lines).
-
-    Returns:
-        The controller, which has taken its first decision.
-
-    Raises:
-        UserError: an argument cannot be used; nothing has been touched then.
-    """
-    attachment.check_optimizer(optimizer, model)
-    if optimizer in _ATTACHED:
-        raise UserError("this optimizer has a controller already; call detach() on that one first")
-    chosen_mode = attachment.check_mode(mode)
-    budget = attachment.check_count("total_steps", total_steps, "optimizer steps of the whole run")
-    every = attachment.check_count("decide_every", decide_every, "optimizer steps between decisions")
-    chosen = attachment.choose_policy(policy, budget)
-    settings = Attachment(
-        model=model,
-        policy=chosen,
-        total_steps=budget,
-        decide_every=every or attachment.decision_period(chosen, budget),
-        mode=chosen_mode,
-        guard=attachment.check_guard(guard, chosen_mode),
-        stateful=attachment.check_stateful(stateful, (model, optimizer)),
-        audit=attachment.check_audit(audit),
-    )
-    return Controller(optimizer, settings)

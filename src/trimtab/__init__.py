@@ -17,8 +17,9 @@ if TYPE_CHECKING:
     from trimtab.inner_training.levers import register_lever
     from trimtab.inner_training.signals import register_signal
     from trimtab.inner_training.tasks import register_task
+    from trimtab.policies.attach import attach
     from trimtab.policies.bundle import save_policy
-    from trimtab.policies.controller import Controller, attach
+    from trimtab.policies.controller import Controller
     from trimtab.policies.names import rules
     from trimtab.policies.registry import load_policy, register_rule
 
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "Controller": "trimtab.policies.controller",
     "Evaluation": "trimtab.agents.evaluation",
-    "attach": "trimtab.policies.controller",
+    "attach": "trimtab.policies.attach",
     "evaluate": "trimtab.agents.evaluate",
     "load_policy": "trimtab.policies.registry",
     "make_vec": "trimtab.envs.sb3_vec_env",

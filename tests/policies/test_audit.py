@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from tests.policies.live import ALL, Loop, Scripted, sgd
 
 from trimtab.errors import OutputExistsError, UserError
+from trimtab.policies.attach import attach
 from trimtab.policies.audit import Audit, read_audit, rounded
-from trimtab.policies.controller import attach
 
 
 def audited(path: Path, policy: Scripted, **options: object) -> Loop:

@@ -23,7 +23,7 @@ from trimtab.inner_training.guard import GuardConfig
 from trimtab.inner_training.live_snapshot import SPACING
 from trimtab.inner_training.schedules import BaseSchedule, factor
 from trimtab.inner_training.signals import all_signals
-from trimtab.policies.controller import attach
+from trimtab.policies.attach import attach
 from trimtab.policies.rules import RULES
 
 # --- schedules ---------------------------------------------------------------------------------------------------

@@ -21,7 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from trimtab.inner_training.levers import LEVERS
 from trimtab.inner_training.live_probe import inner_product, total_norm
 from trimtab.inner_training.signals import SIGNALS
-from trimtab.policies.controller import attach
+from trimtab.policies.attach import attach
 
 MAKE: dict[str, Callable[[Any], Any]] = {
     "StepLR": lambda o: schedulers.StepLR(o, 7, 0.5),

@@ -20,7 +20,7 @@ from trimtab.inner_training.signals import all_signals, resolve_signals
 from trimtab.inner_training.steering import Steering
 from trimtab.inner_training.task import OptimizerSettings
 from trimtab.inner_training.update_rules import UPDATE_RULES
-from trimtab.policies.controller import attach
+from trimtab.policies.attach import attach
 from trimtab.policies.policy import Kind
 
 STEPS, INTERVAL = 50, 5  # a policy decides every 10 steps by default; 5 compares more decisions in as many steps

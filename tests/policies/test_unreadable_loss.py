@@ -6,7 +6,8 @@ import pytest
 import torch
 from tests.policies.live import Scripted, sgd
 
-from trimtab.policies.controller import Controller, attach
+from trimtab.policies.attach import attach
+from trimtab.policies.controller import Controller
 
 
 def falling(policy: object, losses: list[float]) -> Controller:

@@ -1,0 +1,70 @@
+"""The two lines that users write begin here: a controller on an ordinary training loop."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from trimtab.inner_training.guard import GuardConfig
+from trimtab.policies import attachment
+from trimtab.policies.attachment import Attachment
+from trimtab.policies.controller import Controller
+from trimtab.policies.policy import Policy
+
+
+def attach(
+    optimizer: torch.optim.Optimizer,
+    *,
+    model: nn.Module | None = None,
+    policy: str | os.PathLike[str] | Policy = "default",
+    total_steps: int | None = None,
+    decide_every: int | None = None,
+    mode: str = "act",
+    guard: GuardConfig | bool | None = None,
+    stateful: Sequence[Any] = (),
+    audit: str | os.PathLike[str] | None = None,
+) -> Controller:
+    """Attaches a controller to an ordinary training loop; then call ``controller.step(loss)`` after each step.
+
+    The controller multiplies whatever the optimizer's parameter groups hold: before each step it writes
+    ``scheduled x multiplier``, after it (or when the step raises) it puts ``scheduled`` back. So any scheduler works
+    on, before or after this call.
+
+    Args:
+        optimizer: the innermost ``torch.optim.Optimizer``.
+        model: the module it trains; needed for rolling back buffers such as batch statistics.
+        policy: a rule's name, ``"default"``, the path of a bundle, or a policy object.
+        total_steps: optimizer steps of the whole run; None when unknown (rules that follow the budget need it).
+        decide_every: optimizer steps between decisions; None for the policy's own, else 10 (a learned policy takes at
+            most about 100 decisions when ``total_steps`` is known).
+        mode: ``"act"``, or ``"advise"`` to decide and audit without touching anything.
+        guard: None for the default guard, its settings, or False to keep its bounds and rate limits alone (no snapshots).
+        stateful: scheduler, scaler, averaged weights, ...: objects to roll back with the model.
+        audit: a new file for the audit trail (JSON lines).
+
+    Returns:
+        The controller, which has taken its first decision.
+
+    Raises:
+        UserError: an argument cannot be used; nothing has been touched then.
+    """
+    attachment.check_optimizer(optimizer, model)
+    chosen_mode = attachment.check_mode(mode)
+    budget = attachment.check_count("total_steps", total_steps, "optimizer steps of the whole run")
+    every = attachment.check_count("decide_every", decide_every, "optimizer steps between decisions")
+    chosen = attachment.choose_policy(policy, budget)
+    settings = Attachment(
+        model=model,
+        policy=chosen,
+        total_steps=budget,
+        decide_every=every or attachment.decision_period(chosen, budget),
+        mode=chosen_mode,
+        guard=attachment.check_guard(guard, chosen_mode),
+        stateful=attachment.check_stateful(stateful, (model, optimizer)),
+        audit=attachment.check_audit(audit),
+    )
+    return Controller(optimizer, settings)
