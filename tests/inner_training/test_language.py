@@ -257,7 +257,7 @@ def test_text_errors(text: bytes | None, options: dict[str, object], message: st
 
 
 def test_a_folder_is_no_text(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="is a folder; give the path of a text file"):
+    with pytest.raises(UserError, match="is no file; give the path of a text file"):
         TextTask(tmp_path)
 
 

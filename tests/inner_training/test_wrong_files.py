@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import sys
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -36,6 +38,24 @@ from trimtab.inner_training.tasks.local_files import common
 from trimtab.inner_training.tasks.local_files.cifar import cifar_task
 from trimtab.inner_training.tasks.local_files.image_folder import image_folder_task
 from trimtab.inner_training.tasks.local_files.npz import npz_task
+
+
+def archive_of_text(path: Path) -> Path:
+    """An archive of files that are no arrays."""
+    with zipfile.ZipFile(path, "w") as archive:
+        for name in ("inputs", "labels"):
+            archive.writestr(name, "text")
+    return path
+
+
+def endless(path: Path) -> Path:
+    """An archive with an array that says that it is larger than any memory."""
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, {"descr": "<f8", "fortran_order": False, "shape": (10**14, 5)})
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("inputs.npy", header.getvalue())
+    return path
+
 
 WRONG: list[tuple[str, Callable[[Path], Path], str]] = [
     (
@@ -72,7 +92,10 @@ WRONG: list[tuple[str, Callable[[Path], Path], str]] = [
     ),
     ("image-folder", lambda at: text_image(at), "cannot read image .*UnidentifiedImageError.* repair or remove it"),
     ("npz", lambda at: at / "nowhere.npz", "there is no file or folder .* that numpy.savez has written"),
-    ("npz", lambda at: at, r"cannot be read as .npz \(IsADirectoryError"),
+    ("npz", lambda at: at, "is no file; give the path of a file that numpy.savez has written"),
+    ("npz", lambda at: archive_of_text(at / "a.npz"), r"inputs have shape \(\) and labels"),
+    ("npz", lambda at: endless(at / "a.npz"), r"cannot be read as .npz \(.*MemoryError.* too large"),
+    ("npz", lambda at: write_npz(at / "a.npz", inputs=np.ones((120, 0))), r"inputs have shape \(120, 0\)"),
     ("npz", lambda at: text_as(at / "a.npz"), "cannot be read as .npz .* write it again from arrays of numbers"),
     ("npz", lambda at: text_as(at / "a.npz", ""), r"cannot be read as .npz \(EOFError"),
     ("npz", lambda at: truncated(write_npz(at / "a.npz"), 3000), r"cannot be read as .npz \(BadZipFile"),
@@ -102,6 +125,7 @@ WRONG: list[tuple[str, Callable[[Path], Path], str]] = [
         lambda at: write_npz(at / "a.npz", inputs=np.linspace(0, 1e300, 240).reshape(120, 2)),
         "a number beyond 1e.30",
     ),
+    ("npz", lambda at: write_npz(at / "a.npz", inputs=np.full((120, 2), np.inf, np.float16)), "hold NaN, infinity"),
     (
         "npz",
         lambda at: write_npz(at / "a.npz", labels=np.arange(120) % 3 - 1),
@@ -131,6 +155,17 @@ def test_what_is_wrong_is_said_in_one_line(
         resolve_family(f"{form}:{path}")
     assert "\n" not in str(caught.value)
     assert str(path) in str(caught.value)
+
+
+def test_half_precision_is_as_good_as_any(tmp_path: Path) -> None:
+    half = np.random.default_rng(0).normal(size=(120, 6)).astype(np.float16)
+    assert npz_task(write_npz(tmp_path / "a.npz", inputs=half)).inputs.isfinite().all()
+
+
+def test_a_home_that_is_unknown() -> None:
+    for make in (lambda: resolve_family("npz:~nobody_of_that_name/a.npz"), lambda: npz_task("~nobody_of_that_name/a")):
+        with pytest.raises(UserError, match="'~nobody_of_that_name/.*' begins with a home folder that is unknown"):
+            make()
 
 
 def test_inputs_that_fill_the_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -192,7 +227,7 @@ class Counter(nn.Module):
 )
 def test_networks_that_cannot_be_stacked(network: Callable[[], nn.Module], tmp_path: Path) -> None:
     task = npz_task(write_npz(tmp_path / "table.npz"), network=network)
-    with pytest.raises(UserError, match="use layer or group norm in place of batch norm, and leave dropout out"):
+    with pytest.raises(UserError, match="use layer or group norm in place of batch norm, leave dropout out"):
         Population(task, 2, mode="eager")
 
 

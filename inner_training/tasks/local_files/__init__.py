@@ -49,13 +49,25 @@ def file_family(name: str) -> TaskFamily:
     form, _, path = name.partition(":")
     if not path.strip():
         raise UserError(f"task family {name!r} has no path; write {form}:PATH")
-    place = Path(path).expanduser().absolute()
+    place = expanded(path).absolute()
     try:
         return _file_family(form, place)
     except OSError as error:
         raise UserError(
             f"task family {name!r}: cannot read {place}: {error.strerror}; check who may read it"
         ) from error
+
+
+def expanded(path: str | Path) -> Path:
+    """The path with ``~`` filled in.
+
+    Raises:
+        UserError: when nobody is known by the name after it.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise UserError(f"path {str(path)!r} begins with a home folder that is unknown; write it out") from error
 
 
 @cache

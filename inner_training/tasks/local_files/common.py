@@ -13,6 +13,7 @@ from trimtab.errors import UserError, check_whole
 from trimtab.inner_training.networks import MLP
 from trimtab.inner_training.networks.convnets import ConvNet
 from trimtab.inner_training.tasks.arrays import FEWEST, ArrayTask
+from trimtab.inner_training.tasks.local_files import expanded
 from trimtab.inner_training.tasks.recipe import RecipeRange, rng_for
 
 EXAMPLES = 10_000  # read at most, by default: a run of 1,000 steps of 64 sees no more than 64,000 anyway
@@ -29,7 +30,7 @@ def existing(path: str | Path, remedy: str) -> Path:
     Raises:
         UserError: when there is nothing at it.
     """
-    found = Path(path).expanduser()
+    found = expanded(path)
     if not found.exists():
         raise UserError(f"there is no file or folder {str(found)!r}; {remedy}")
     return found

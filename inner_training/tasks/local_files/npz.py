@@ -55,7 +55,10 @@ def npz_task(
         UserError: when the file is missing or damaged, an array is missing or of the wrong shape or type, a number is
             not finite, a class is empty, or the network does not fit.
     """
-    file = existing(path, "give the path of a file that numpy.savez has written")
+    remedy = "give the path of a file that numpy.savez has written"
+    file = existing(path, remedy)
+    if not file.is_file():
+        raise UserError(f"{file} is no file; {remedy}")
     inputs, labels = _arrays(file)
     name = family_name("npz", file)
     if labels.dtype.kind in "iub":
@@ -86,11 +89,13 @@ def _stored(file: Path) -> dict[str, np.ndarray]:
         with file.open("rb") as handle:
             stored = np.load(handle, allow_pickle=False)
             if isinstance(stored, NpzFile):
-                return {name: stored[name] if name in WANTED else np.empty(0) for name in stored.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+                # What is no array in the archive is bytes, and becomes an array of text.
+                return {name: np.asarray(stored[name]) if name in WANTED else np.empty(0) for name in stored.files}
+    except (OSError, ValueError, EOFError, MemoryError, zipfile.BadZipFile, zlib.error) as error:
+        reason = str(error).partition(". ")[0]  # what numpy goes on to advise is to unpickle the file
         raise UserError(
-            f"{file} cannot be read as .npz ({type(error).__name__}: {error}); it is damaged, truncated, or holds "
-            "pickled objects, so write it again from arrays of numbers"
+            f"{file} cannot be read as .npz ({type(error).__name__}: {reason}); it is damaged, truncated, too large, or "
+            "holds pickled objects, so write it again from arrays of numbers"
         ) from error
     raise UserError(f"{file} is a single array; {HOLDS}")
 
@@ -102,12 +107,12 @@ def _arrays(file: Path) -> tuple[np.ndarray, np.ndarray]:
         if name not in stored:
             raise UserError(f"{file} holds {', '.join(stored) or 'nothing'} but no {name!r}; {HOLDS}")
     inputs, labels = (stored[name] for name in WANTED)
-    if inputs.ndim < 2 or labels.ndim != 1 or len(inputs) != len(labels) or not len(labels):
+    if inputs.ndim < 2 or labels.ndim != 1 or len(inputs) != len(labels) or not inputs.size:
         raise MismatchError(f"{file}: inputs have shape {inputs.shape} and labels {labels.shape}; {HOLDS}")
     for name, array in zip(WANTED, (inputs, labels), strict=True):
         if array.dtype.kind not in "iufb":
             raise UserError(f"{file}: {name} are of type {array.dtype}; give real numbers")
-        if not (np.abs(array) <= LARGEST).all():
+        if array.dtype.kind == "f" and not (np.abs(_exact(array)) <= LARGEST).all():
             raise UserError(f"{file}: {name} hold NaN, infinity or a number beyond {LARGEST:g}; remove those examples")
     return inputs, labels
 
@@ -127,8 +132,13 @@ def _class_count(file: Path, labels: np.ndarray) -> int:
     return int(used.size)
 
 
+def _exact(values: np.ndarray) -> np.ndarray:
+    with np.errstate(over="ignore"):  # of longer floats, which become infinite
+        return values.astype(np.float64)
+
+
 def _standardised(values: np.ndarray) -> np.ndarray:
     """Float32 columns with mean 0 and standard deviation 1; a constant one is 0."""
-    exact = values.astype(np.float64)
+    exact = _exact(values)
     spread = exact.std(0)
     return ((exact - exact.mean(0)) / np.where(spread > 0, spread, 1.0)).astype(np.float32)

@@ -46,7 +46,7 @@ class TextTask(TextFamily):
         """
         file = existing(path, "give the path of a text file")
         if not file.is_file():
-            raise UserError(f"{file} is a folder; give the path of a text file")
+            raise UserError(f"{file} is no file; give the path of a text file")
         with file.open("rb") as opened:
             text = opened.read(BYTES)
         name = family_name("text", file)
