@@ -97,8 +97,7 @@ class Population:
         self.family, self.num_runs, self.device = family, num_runs, torch.device(device)
         check_parameters(family.name, family.module)
         self.layout = FlatLayout(family.module)
-        self.parameter_count = self.layout.size
-        self.depth = sum(len(shape) >= 2 for shape in self.layout.shapes.values())
+        self.parameter_count, self.depth = self.layout.size, sum(len(one) >= 2 for one in self.layout.shapes.values())
         self._rules = {name: UPDATE_RULES[name] for name in rules}
         self._inputs = family.inputs.to(self.device)
         self._feed = allocate_feed(family, num_runs, self.device)

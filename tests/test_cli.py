@@ -122,7 +122,10 @@ BENCH = ["bench", "--policies", "cosine", "--scenarios", "digits-mlp", "--out", 
         ([*BENCH, "--runs", "0"], "--runs is 0; it must be between 1 and 1000000"),
         ([*BENCH, "--runs", "9" * 12], "--runs is 999999999999; it must be between 1 and 1000000"),
         ([*BENCH, "--seed", "-3"], "--seed is -3; it must be at least 0"),
-        (["list", "signal"], "unknown table 'signal'; did you mean 'signals'? allowed: scenarios, signals, levers"),
+        (
+            ["list", "signal"],
+            "unknown table 'signal'; did you mean 'signals'? allowed: scenarios, signals, measurements",
+        ),
         (["check", "no-such-thing"], "no file or folder 'no-such-thing'; give a bundle's folder"),
         (["check", __file__], "is neither a bundle nor a scenario; give a bundle's folder"),
     ],
@@ -193,6 +196,24 @@ def test_modules_of_the_working_folder_can_be_named(
     assert cli.main(["check", "own.yaml"]) == 2
     assert capsys.readouterr().err == "trimtab: task family 'trimtab_own_task:make' raised KeyError: 'inside'\n"
     assert sys.path[-1] == str(tmp_path)
+
+
+def test_a_network_that_cannot_be_stacked_is_refused_by_check(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry])
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "trimtab_normed_task.py").write_text(
+        "import numpy as np\nfrom torch import nn\nfrom trimtab.inner_training.tasks.arrays import ArrayTask\n"
+        "def network():\n"
+        "    return nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))\n"
+        "def make():\n"
+        "    return ArrayTask('normed', network, np.random.rand(80, 2), np.arange(80) % 2)\n"
+    )
+    (tmp_path / "own.yaml").write_text("id: own\nfamilies: ['trimtab_normed_task:make']\n")
+    assert cli.main(["check", "own.yaml"]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("trimtab: the module of 'normed' changes its buffer") and said.count("\n") == 1
 
 
 def test_other_errors_are_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,9 +23,12 @@ MOST_ENVS, MOST_RUNS = 100_000, 1_000_000  # more is a slip of the keyboard, and
 _TABLES = {
     "scenarios": ("trimtab.envs.catalogue", "SCENARIOS"),
     "signals": ("trimtab.inner_training.signals", "SIGNALS"),
+    "measurements": ("trimtab.inner_training.measurements", "MEASUREMENTS"),
     "levers": ("trimtab.inner_training.levers", "LEVERS"),
     "rules": ("trimtab.policies.rules", "RULES"),
     "rewards": ("trimtab.envs.rewards", "TERMS"),
+    "disturbances": ("trimtab.inner_training.disturbances", "DISTURBANCES"),
+    "update-rules": ("trimtab.inner_training.update_rules", "UPDATE_RULES"),
 }
 
 
