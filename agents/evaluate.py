@@ -16,6 +16,7 @@ from trimtab.envs.episode import Episodes
 from trimtab.envs.populations import Populations
 from trimtab.envs.scenario import Scenario, load_scenario
 from trimtab.errors import MismatchError, check_whole
+from trimtab.inner_training.device import check_device
 from trimtab.inner_training.energy import open_meter
 from trimtab.inner_training.levers import LEVERS, resolve_levers
 from trimtab.inner_training.signals import all_signals, lever_signals
@@ -60,6 +61,7 @@ class Evaluator:
         for name, value, low in (("runs", runs, 1), ("seed", seed, 0), ("batch_of_runs", batch_of_runs, 1)):
             check_whole(name, value, low)
         self.scenario, self.runs, self.seed = scenario, runs, seed
+        check_device(device)
         self._device, self._mode, self._slots = device, mode, batch_of_runs
         self.tick: Callable[[int], object] = lambda ended: None
         self._families = [resolve_family(share.name) for share in scenario.families]
