@@ -86,7 +86,8 @@ def disturb_examples(x: Tensor, y: Tensor, by: Faults, seed: Tensor, step: Tenso
         noise = (2 * hit - 1) * ROOT_THREE
         x = x * _like(by.input_gain, x) + _like(by.input_shift, x) + noise * _like(by.input_noise, x)
     else:
-        x = torch.where(hit < _like(by.input_noise, x), x.flip(1, -1), x)
+        # Not the neighbour whose label comes with label noise; slots beyond a run's batch repeat its last example.
+        x = torch.where(hit < _like(by.input_noise, x), x.roll(2, 1).flip(-1), x)
     wrong = _uniform(seed, step, y, 2) < _like(by.label_share, y)
     return x, torch.where(wrong, y.roll(1, 1), y)
 

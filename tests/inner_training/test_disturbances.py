@@ -278,6 +278,10 @@ def test_corrupted_whole_numbers_are_exchanged_within_the_batch() -> None:
     assert found.dtype == torch.int64
     assert (found != x).float().mean().item() == pytest.approx(0.4, abs=0.05)
     assert set(found.flatten().tolist()) <= set(range(3000))
+    padded = torch.tensor([[0], [1], [2], [3], [3], [3], [3], [3]])  # a batch of four in eight slots
+    found = disturbed(padded, padded[:, 0], input_noise=1.0, label_share=1.0)
+    assert found[0][0, :4, 0].tolist() == [3, 3, 0, 1]
+    assert found[1][0, :4].tolist() == [3, 0, 1, 2]
 
 
 def test_a_data_shift_is_a_gain_and_an_offset() -> None:
