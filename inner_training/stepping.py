@@ -239,7 +239,8 @@ def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     A population calls each of its functions with tensors of one shape, type and device for life, so there is nothing
     to guard, and checking would cost several percent of a step.
     """
-    options: dict[str, Any] = {"guard_filter_fn": lambda guards: [False] * len(guards)}
+    # With the usual 4 a batch is gathered anew for every shift of a convolution, not once.
+    options: dict[str, Any] = {"guard_filter_fn": lambda guards: [False] * len(guards), "realize_reads_threshold": 3}
     return torch.compile(own_code(function), dynamic=False, fullgraph=True, options=options)
 
 
