@@ -173,7 +173,8 @@ def config_to_resume(folder: TrainingFolder, config: TrainingConfig, done: int) 
         _same(folder, name, getattr(before, name), getattr(config, name))
     was, now = before.scenario.model_dump(mode="json"), config.scenario.model_dump(mode="json")
     for name in was:
-        _same(folder, f"scenario {name}", was[name], now[name])
+        if name != "doc":  # which may say the same in other words
+            _same(folder, f"scenario {name}", was[name], now[name])
     return replace(config, preset=before.preset)
 
 

@@ -222,6 +222,8 @@ class Guard:
         return {name: getattr(self, name).tolist() for name in _STATE}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restores what ``state_dict`` gave."""
+        """Restores what ``state_dict`` gave; what a state from before there was an envelope lacks starts afresh."""
+        self.reset(np.ones(len(self.lost), dtype=bool))
         for name in _STATE:
-            setattr(self, name, np.asarray(state[name], dtype=getattr(self, name).dtype))
+            if name in state:
+                setattr(self, name, np.asarray(state[name], dtype=getattr(self, name).dtype))

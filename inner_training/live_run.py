@@ -293,4 +293,5 @@ class LiveRun:
         self._recorded, self._initial_lr = int(state["recorded"]), float(state["initial_lr"])
         self._losses = list(torch.tensor(state["losses"], dtype=torch.float32, device=device))
         self.probe.load_state_dict(state["probe"], device)
-        self._further.intervals, self._further.last_step = int(state["intervals"]), self.position == self.interval - 1
+        self._further.intervals = int(state.get("intervals", 0))  # which earlier versions did not count
+        self._further.last_step = self.position == self.interval - 1

@@ -218,6 +218,9 @@ def test_step_axis_continues(resumed: tuple[Path, Any, Any]) -> None:
 
 def test_resuming_a_finished_training_changes_nothing(resumed: tuple[Path, Any, Any]) -> None:
     folder, _, last = resumed
+    config = folder / "config.yaml"
+    config.write_text(config.read_text().replace("\n  doc: ", "\n  doc: in other words, "))
+    assert "in other words" in config.read_text()
     before = (folder / "policy" / "policy.json").read_bytes()
     learn(folder, 8, resume=True)
     again = load_checkpoint(folder / "checkpoints" / "latest.safetensors")

@@ -156,6 +156,18 @@ def test_state_survives_saving_as_json() -> None:
     np.testing.assert_array_equal(made.lr_multiplier, copy.lr_multiplier)
 
 
+def test_a_state_from_before_the_envelope_starts_without_a_ceiling() -> None:
+    made, levers = GuardConfig(decay_power=1.0), resolve_levers(["lr"])
+    used, fresh = Guard(made, levers, 2), Guard(made, levers, 2)
+    used.inspect(reading(np.ones((3, 2))))
+    assert np.isfinite(used.ceiling).all()
+    old = {name: held for name, held in used.state_dict().items() if name not in ("ceiling", "_curvature")}
+    used.load_state_dict(old)
+    assert used.state_dict().keys() == fresh.state_dict().keys()
+    np.testing.assert_array_equal(used.ceiling, fresh.ceiling)
+    np.testing.assert_array_equal(used.state_dict()["_first_loss"], old["_first_loss"])
+
+
 def test_bad_levers_are_refused() -> None:
     with pytest.raises(UnknownNameError, match="momentum"):
         resolve_levers(["momentun"])
