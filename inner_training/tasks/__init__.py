@@ -181,7 +181,7 @@ def _made(factory: Callable[[], object], what: str) -> TaskFamily:
         made = factory()
     except UserError:
         raise
-    except (Exception, SystemExit) as error:  # a user's own code; one line instead of its traceback, which stays chained
+    except (Exception, SystemExit) as error:  # a user's own code; its traceback stays chained
         raise UserError(f"{what} raised {type(error).__name__}: {error}") from error
     if not isinstance(made, TaskFamily):
         raise UserError(f"{what} returned a {type(made).__name__}; it must return a TaskFamily, such as an ArrayTask")
