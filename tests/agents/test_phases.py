@@ -114,8 +114,10 @@ def test_energy_is_shared_out_by_steps_where_a_meter_exists(monkeypatch: pytest.
             return 100.0 * self.read
 
     evaluator = Evaluator(SCENARIOS["digits-mlp"], runs=3, mode="eager")
-    monkeypatch.setattr("trimtab.agents.evaluate.open_meter", lambda device: None)
+    made: list[int] = []
+    monkeypatch.setattr("trimtab.agents.evaluate.open_meter", lambda device: made.append(len(evaluator._blocks)))
     assert "joules" not in evaluator.play(load_policy("constant")).measures
+    assert made == [1], "what is compiled is compiled before"
     monkeypatch.setattr("trimtab.agents.evaluate.open_meter", lambda device: Meter())
     found = evaluator.play(load_policy("constant"))
     assert found.measures["joules"].sum() == pytest.approx(100.0)
