@@ -7,10 +7,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from operator import length_hint
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import UninitializedParameter
 
 from trimtab.errors import MismatchError, RangeError, UserError, check_whole
 
@@ -103,6 +105,11 @@ def _check_optimizer(parts: Parts, what: str) -> None:
     if not isinstance(optimizer, torch.optim.Optimizer):
         raise UserError(f"the optimizer of {what} is a {type(optimizer).__name__}; it must be a torch.optim.Optimizer")
     trained = [one for group in optimizer.param_groups for one in group["params"] if one.requires_grad]
+    if any(isinstance(one, UninitializedParameter) for one in trained):
+        raise UserError(
+            f"the module of {what} has lazy layers that have no shape yet; run a batch through it before its optimizer "
+            "is made"
+        )
     if not trained:
         raise UserError(
             f"{what} has no parameters that its optimizer could train; give it some that require a gradient"
@@ -126,7 +133,7 @@ def _check_loader(loader: object, name: str, what: str) -> None:
             f"{name} of {what} is a {type(loader).__name__}, which can be iterated only once; "
             "give a list of batches, a DataLoader, or an object whose __iter__ begins anew"
         )
-    if hasattr(loader, "__len__") and len(loader) == 0:
+    if length_hint(loader, 1) == 0:  # a DataLoader may have a length that it refuses to tell
         raise _empty(name, what)
 
 

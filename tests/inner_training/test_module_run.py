@@ -338,6 +338,15 @@ def test_a_loader_that_ends_begins_anew() -> None:
     assert run.reading(None, np.zeros(1)).batch_size.tolist() == [2.0]
 
 
+def test_a_loader_may_refuse_to_tell_its_length() -> None:
+    class Stream(torch.utils.data.IterableDataset[Any]):
+        def __iter__(self) -> Iterator[Any]:
+            return iter(data(64))
+
+    run = started(lambda seed: parts(train=torch.utils.data.DataLoader(Stream(), batch_size=None)))
+    assert run.advance(6).losses.isfinite().all()
+
+
 def test_a_position_counts_what_was_looked_at_ahead() -> None:
     batches = Batches(Positioned([10, 11, 12]), "a run")
     assert batches.stateful and not Batches([1], "a run").stateful
@@ -547,6 +556,10 @@ def bad_parts() -> dict[str, tuple[Callable[[], Any], str]]:
         "no parameters": (
             lambda: parts(frozen(), optimizer=torch.optim.SGD(frozen().parameters(), lr=0.1)),
             "has no parameters that its optimizer could train",
+        ),
+        "no shapes": (
+            lambda: parts(lazy := nn.LazyLinear(1), optimizer=torch.optim.SGD(lazy.parameters(), lr=0.1)),
+            "the module of run 'tried' has lazy layers that have no shape yet; run a batch through it before",
         ),
         "others' parameters": (
             lambda: parts(module, optimizer=optimizer),
