@@ -87,7 +87,7 @@ def main() -> None:
     for name in options.archs:
         rows += measure(name, options.runs, options.rounds, options.threads)
         print(f"{name}: {rows[-2]['ratio']} times the plain loop", file=sys.stderr, flush=True)
-    Console().print(show(rows, f"{options.runs} runs, {options.threads} thread(s)"))
+    Console(width=120).print(show(rows, f"{options.runs} runs, {options.threads} thread(s)"))
     if options.out:
         options.out.parent.mkdir(parents=True, exist_ok=True)
         options.out.write_text(json.dumps({"threads": options.threads, "runs": options.runs, "rows": rows}, indent=1))

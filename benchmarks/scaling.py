@@ -173,7 +173,7 @@ def main() -> None:
         "parameters": [cost(FIXED_RUNS, parameters, *how) for parameters in options.parameters],
     }
     for name, costs in sweeps.items():
-        Console().print(show(costs, name))
+        Console(width=120).print(show(costs, name))
     if options.out:
         options.out.parent.mkdir(parents=True, exist_ok=True)
         found = {name: [asdict(one) for one in costs] for name, costs in sweeps.items()}
