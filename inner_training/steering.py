@@ -145,7 +145,8 @@ class Steering:
         """(N,) what the guard makes of the lever's multiplier: its caution, or less under its ceiling."""
         position = self._lr_position()
         over = position * self.guard.caution > self.guard.ceiling
-        return np.where(over, self.guard.ceiling / position, self.guard.caution)
+        held: np.ndarray = np.divide(self.guard.ceiling, position, out=self.guard.caution.copy(), where=over)
+        return held
 
     def hyperparameters(self, base: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Effective value (N,) of each governed hyperparameter but the learning rate (see ``lr_multiplier``).

@@ -156,6 +156,15 @@ def test_state_survives_saving_as_json() -> None:
     np.testing.assert_array_equal(made.lr_multiplier, copy.lr_multiplier)
 
 
+def test_a_rate_of_zero_is_below_any_ceiling() -> None:
+    made = Steering(resolve_levers(["lr"]), (), GuardConfig(decay_power=1.0), 2)
+    made.reset(np.ones(2, dtype=bool), {"lr": np.full(2, 0.1)})
+    made.decide(np.array([[0.0], [1.0]]), {"lr": "targets"})
+    seen = reading(np.ones((3, 2)))
+    made.assess(seen)
+    assert made.lr_multiplier.tolist() == [0.0, 1.0] and seen.caution.tolist() == [1.0, 1.0]
+
+
 def test_a_state_from_before_the_envelope_starts_without_a_ceiling() -> None:
     made, levers = GuardConfig(decay_power=1.0), resolve_levers(["lr"])
     used, fresh = Guard(made, levers, 2), Guard(made, levers, 2)
