@@ -44,6 +44,10 @@ class Feed:
     step: Tensor
     buffers: dict[str, Tensor]
 
+    def tensors(self) -> list[Tensor]:
+        """Everything that it holds."""
+        return [value for value in vars(self).values() if isinstance(value, Tensor)] + list(self.buffers.values())
+
 
 class Place(NamedTuple):
     """Where N runs are at a step: all (N,) int64 but ``walks``.
@@ -125,11 +129,21 @@ class SplitTable:
 
     def spans(self, split: str, phase: int | None, steps_done: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Begin and size (N,) of a split, of one phase or (None) of that of the last step done."""
-        first, begins, sizes = self._tables
-        last_step = np.maximum(steps_done - 1, 0)
-        now = (last_step >= first[1:]).sum(0) if phase is None else np.full(len(steps_done), phase)
+        _, begins, sizes = self._tables
+        now = self._phase(steps_done) if phase is None else np.full(len(steps_done), phase)
         where = now, SPLITS.index(split), np.arange(len(steps_done))
         return begins[where], sizes[where]
+
+    def crossed(self, before: np.ndarray, after: np.ndarray) -> np.ndarray:
+        """Whether (N,) bool a later phase began between two counts of steps done."""
+        crossed: np.ndarray = self._phase(after) > self._phase(before)
+        return crossed
+
+    def _phase(self, steps_done: np.ndarray) -> np.ndarray:
+        """The phase (N,) of the last step done."""
+        first = self._tables[0]
+        phase: np.ndarray = (np.maximum(steps_done - 1, 0) >= first[1:]).sum(0)
+        return phase
 
 
 def check_instance(instance: Instance, family: TaskFamily) -> None:

@@ -113,7 +113,7 @@ class Population:
         self.mode = choose_mode(mode, num_runs)
         self._blocks = cut(self._feed, num_runs, min(num_runs, 2))[:1]
         self._programs = self._built(options, block)
-        self._ring = SnapshotRing(self._learner)
+        self._ring = SnapshotRing(self._learner, self.layout.mask(family.reset_each_phase))
 
     def _built(self, options: StepOptions, block: int | None) -> Programs:
         """The functions of this population: checked on the module, and compiled if that is wanted and works."""
@@ -221,6 +221,7 @@ class Population:
         self._learner = Learner(*outcome.state[:3], self._learner.updates + done)
         self._last_gradient = outcome.state.gradient
         self._feed.step += steps
+        self._ring.renew(self._splits.crossed(self.steps_done - steps, self.steps_done))
         last = LastStep(outcome.before, *outcome.state[::3], rows[-1])
         probed = self._probes.take(last, self._feed, self._inputs, lambda: self._gradient_again(rows[-1:]))
         return replace(outcome.telemetry, probed=probed)
@@ -283,8 +284,7 @@ class Population:
 
     def state_bytes(self) -> int:
         """Bytes that grow with the number of runs: learner, last gradient, snapshots, and maps."""
-        feed = [value for value in vars(self._feed).values() if isinstance(value, Tensor)]
-        tensors = [*self._learner, self._last_gradient, *feed, *self._feed.buffers.values()]
+        tensors = [*self._learner, self._last_gradient, *self._feed.tensors()]
         return sum(tensor.nbytes for tensor in tensors) + 2 * sum(tensor.nbytes for tensor in self._learner)
 
     # --- looking at runs --------------------------------------------------------------------------------------

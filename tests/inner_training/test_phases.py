@@ -97,6 +97,20 @@ def test_named_parameters_start_every_later_phase_at_zero() -> None:
     torch.testing.assert_close(fresh["layers.0.weight"], trained["layers.0.weight"], rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("steps", [1, 5])
+def test_a_rollback_across_phases_does_not_bring_the_old_layer_back(steps: int) -> None:
+    made, instances = started("class-pairs")
+    made.advance(instances[0].phases[1].first_step)
+    for _ in range(2):
+        made.snapshot(np.ones(2, dtype=bool))  # the second confirms the first
+    before = made.parameters_of(0)
+    made.advance(steps)
+    made.restore(np.array([True, True]))
+    restored = made.parameters_of(0)
+    assert before["layers.2.weight"].abs().max() > 0 == restored["layers.2.weight"].abs().max()
+    torch.testing.assert_close(restored["layers.0.weight"], before["layers.0.weight"], rtol=0, atol=0)
+
+
 def test_a_run_of_phases_does_not_depend_on_its_neighbours() -> None:
     together, instances = started("drifting-digits", (1, 2, 3))
     alone, _ = started("drifting-digits", (2,))
