@@ -129,7 +129,7 @@ class Probes:
             width: columns C of a step.
 
         Raises:
-            MismatchError: naming the first measurement that fails.
+            MismatchError: naming the first measurement that fails; none are taken then.
         """
         names, one = self._names, parameters[:1]
         step = LastStep(one, one, one, one.new_zeros(1, width))
@@ -140,7 +140,7 @@ class Probes:
             except torch.OutOfMemoryError:
                 raise
             except Exception as error:
-                reason = str(error).strip().partition("\n")[0]
+                names, reason = frozenset(), str(error).strip().partition("\n")[0]
                 raise MismatchError(
                     f"{name} cannot be measured of the module of {self._family.name!r}: {reason}; leave out the signals "
                     "that need it, and the guard's curvature_share where that does"

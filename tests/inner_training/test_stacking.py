@@ -139,6 +139,7 @@ def test_a_measurement_that_the_module_does_not_allow_is_refused_when_it_is_aske
     runs.measure(("grad_sparsity",))
     with pytest.raises(MismatchError, match=r"curvature_max cannot be measured of the module of 'own': .* leave out"):
         runs.measure(("grad_sparsity", "curvature_max"))
+    assert not runs.advance(2).probed
 
 
 def test_a_module_that_writes_to_its_input_leaves_the_table_alone() -> None:
