@@ -75,6 +75,7 @@ class GuardSettings(_Part):
     explosion: Number = Field(default=10.0, gt=1, le=1e6)
     curvature_share: Number | None = Field(default=None, gt=0, le=1)
     decay_power: Number | None = Field(default=None, gt=0.5, le=1)
+    decay_factor: Number = Field(default=10.0, gt=0, le=1e4)
     decay_after: Whole = Field(default=100, ge=1, le=10**9)
 
     def config(self) -> GuardConfig:

@@ -63,7 +63,8 @@ class GuardConfig:
         curvature_share: holds the learning rate of SGD below this share, in (0, 1], of what the measured curvature
             allows (``envelope.curvature_ceiling``); None is no such ceiling.
         decay_power: holds the learning rate below a ceiling that decays with this power, in (0.5, 1]
-            (``envelope.decay_ceiling``, times the upper bound of the learning rate's lever); None is no such ceiling.
+            (``envelope.decay_ceiling``); None is no such ceiling.
+        decay_factor: where that ceiling begins, in initial learning rates; > 0.
         decay_after: steps until that ceiling has begun to fall, >= 1.
     """
 
@@ -74,6 +75,7 @@ class GuardConfig:
     explosion: float = 10.0
     curvature_share: float | None = None
     decay_power: float | None = None
+    decay_factor: float = 10.0
     decay_after: int = 100
 
     @property
@@ -176,11 +178,9 @@ class Guard:
             allowed = curvature_ceiling(self._curvature, self.config.curvature_share)
             ceiling = np.where(reading.adaptive > 0, ceiling, allowed)
         if self.config.decay_power is not None:
-            highest = max((lever.high for lever in self.levers if lever.hyperparameter == "lr"), default=1.0)
-            first = highest * reading.initial_lr
-            ceiling = np.minimum(
-                ceiling, decay_ceiling(first, reading.step, self.config.decay_power, self.config.decay_after)
-            )
+            first = self.config.decay_factor * reading.initial_lr
+            decayed = decay_ceiling(first, reading.step, self.config.decay_power, self.config.decay_after)
+            ceiling = np.minimum(ceiling, decayed)
         scheduled = reading.base["lr"]
         self.ceiling = np.divide(ceiling, scheduled, out=np.full(reading.num_runs, np.inf), where=scheduled > 0)
 

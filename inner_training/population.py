@@ -99,7 +99,7 @@ class Population:
         self.layout = FlatLayout(family.module)
         self.parameter_count, self.depth = self.layout.size, sum(len(one) >= 2 for one in self.layout.shapes.values())
         self._rules = {name: UPDATE_RULES[name] for name in rules}
-        self._inputs = family.inputs.to(self.device)
+        self._inputs = family.inputs.to(self.device).contiguous()  # an example in one piece: gathered far quicker
         self._feed = allocate_feed(family, num_runs, self.device)
         self._learner = allocate_learner(num_runs, self.layout.width, self.device)
         self._last_gradient = torch.zeros_like(self._learner.parameters)

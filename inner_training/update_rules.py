@@ -83,6 +83,9 @@ class UpdateRule:
         needs: what it needs of the step.
         coefficients: ``(columns, step) -> Coefficients``; ``columns`` holds each hyperparameter (K, N), and ``step``
             (K, N) float counts updates from 1.
+        usual_momentum, usual_beta2: what recipes have unless they vary it.
+        rate_factor: a usual learning rate over AdamW's (SGD's, for a rule that is not adaptive); a usual decoupled
+            decay is as many times below AdamW's.
     """
 
     name: str
@@ -91,6 +94,9 @@ class UpdateRule:
     decoupled: bool
     needs: Needs
     coefficients: Callable[[Columns, Tensor], Coefficients]
+    usual_momentum: float = 0.9
+    usual_beta2: float = 0.999
+    rate_factor: float = 1.0
 
     @property
     def adaptive(self) -> bool:
@@ -214,39 +220,24 @@ def muon(columns: Columns, step: Tensor) -> Coefficients:
     return rest._replace(matrix=columns["lr"])
 
 
-UPDATE_RULES: dict[str, UpdateRule] = {
-    rule.name: rule
-    for rule in (
-        UpdateRule("sgd", "stochastic gradient descent, momentum and Nesterov", "momentum", False, Needs(), sgd),
-        UpdateRule("adam", "Adam, coupled weight decay", "beta1", False, Needs(squares=True), adam),
-        UpdateRule("adamw", "Adam, decoupled weight decay", "beta1", True, Needs(squares=True), adam),
-        UpdateRule(
-            "rmsprop",
-            "RMSprop, not centered; beta2 is alpha",
-            "momentum",
-            False,
-            Needs(squares=True, early=True),
-            rmsprop,
-        ),
-        UpdateRule(
-            "nadam", "Adam with Nesterov momentum, coupled weight decay", "beta1", False, Needs(squares=True), nadam
-        ),
-        UpdateRule(
-            "nadamw", "Adam with Nesterov momentum, decoupled weight decay", "beta1", True, Needs(squares=True), nadam
-        ),
-        UpdateRule(
-            "lion", "sign of an average of gradients, decoupled weight decay", "beta1", True, Needs(signed=True), lion
-        ),
-        UpdateRule(
-            "muon",
-            "orthogonalised momentum for matrices, AdamW for the rest",
-            "momentum of matrices, beta1 of the rest",
-            True,
-            Needs(squares=True, matrices=True),
-            muon,
-        ),
-    )
-}
+_RULES = (
+    UpdateRule("sgd", "stochastic gradient descent, momentum and Nesterov", "momentum", False, Needs(), sgd,
+               usual_momentum=0.0),
+    UpdateRule("adam", "Adam, coupled weight decay", "beta1", False, Needs(squares=True), adam),
+    UpdateRule("adamw", "Adam, decoupled weight decay", "beta1", True, Needs(squares=True), adam),
+    UpdateRule("rmsprop", "RMSprop, not centered; beta2 is alpha", "momentum", False, Needs(squares=True, early=True),
+               rmsprop, usual_momentum=0.0, usual_beta2=0.99),  # as torch.optim.RMSprop
+    UpdateRule("nadam", "Adam with Nesterov momentum, coupled weight decay", "beta1", False, Needs(squares=True), nadam),
+    UpdateRule("nadamw", "Adam with Nesterov momentum, decoupled weight decay", "beta1", True, Needs(squares=True),
+               nadam),
+    # Its paper advises a rate 3 to 10 times below AdamW's, and a decay as many times above.
+    UpdateRule("lion", "sign of an average of gradients, decoupled weight decay", "beta1", True, Needs(signed=True),
+               lion, usual_beta2=0.99, rate_factor=0.2),
+    UpdateRule("muon", "orthogonalised momentum for matrices, AdamW for the rest", "momentum of matrices, beta1 of the rest",
+               True, Needs(squares=True, matrices=True), muon, usual_momentum=0.95),  # as torch.optim.Muon
+)  # fmt: skip
+
+UPDATE_RULES: dict[str, UpdateRule] = {rule.name: rule for rule in _RULES}
 
 
 def needs_of(rules: Iterable[UpdateRule]) -> Needs:

@@ -161,7 +161,7 @@ class MLPFamily(ClassificationFamily):
         self.name, self.doc = name, doc
         self.module = build_module(lambda: MLP(**network), seed=0)
         self.widest = self.module.hidden
-        self.inputs = torch.from_numpy(inputs)
+        self.inputs = torch.from_numpy(np.ascontiguousarray(inputs))
         self.max_batch = self.recipe.batch[1]
         self.loss_cap = 2 * math.log(self.module.outputs)
 

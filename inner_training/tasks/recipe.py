@@ -15,14 +15,9 @@ from trimtab.inner_training.update_rules import DEFAULT_RULES, UPDATE_RULES
 
 # Share of each kind of optimizer. SGD kinds and Adam kinds are as common, plain SGD is the rare one.
 USUAL_KINDS = {"sgd-momentum": 0.25, "sgd-nesterov": 0.15, "sgd": 0.1, "adam": 0.25, "adamw": 0.25}
-# The others are drawn only where a recipe names them.
-OPTIMIZER_KINDS = {
-    **USUAL_KINDS,
-    **dict.fromkeys(("rmsprop", "rmsprop-momentum", "nadam", "nadamw", "lion", "muon"), 0.25),
-}
-BETA2 = {"rmsprop": 0.99, "lion": 0.99}  # the defaults of torch's RMSprop and of Lion's paper; 0.999 for the others
-MUON_MOMENTUM = 0.95  # of torch.optim.Muon
-LION_FACTOR = 5.0  # its paper advises a rate 3 to 10 times below AdamW's, and a decay as many times above
+# The others are drawn only where a recipe names them; every update rule is a kind.
+_OTHERS = [*(name for name in UPDATE_RULES if name not in USUAL_KINDS), "rmsprop-momentum"]
+OPTIMIZER_KINDS = {**USUAL_KINDS, **dict.fromkeys(_OTHERS, 0.25)}
 TRAIN_SHARE, VALIDATION_SHARE = 0.6, 0.15
 
 _TRAIN, _HELD_OUT, _FIXED = 0, 1, 2
@@ -110,10 +105,10 @@ class RecipeRange:
         kinds: optimizers, of ``OPTIMIZER_KINDS``, in their relative shares there; the usual ones unless named.
         sgd_lr: initial learning rate of the SGD kinds. Four decades and independent of everything else, so that
             many runs start far from a good rate.
-        adam_lr: initial learning rate of the other kinds; Lion's is a fifth of the draw.
+        adam_lr: initial learning rate of the other kinds, times the rule's ``rate_factor``.
         weight_decay: decay, in the half of the recipes that has one, where it acts through the gradient.
-        decoupled_decay: the same where it is multiplied by the learning rate (AdamW and others); Lion's is five times
-            the draw.
+        decoupled_decay: the same where it is multiplied by the learning rate (AdamW and others), over the rule's
+            ``rate_factor``.
         one_minus_momentum: 1 - momentum of SGD and RMSprop, where they have any, in the half of the recipes that
             departs from the usual 0.9.
         schedules: base schedules, of ``SCHEDULES``, equally likely, in the half of the recipes that has one;
@@ -211,21 +206,20 @@ def _draw_optimizer(rng: np.random.Generator, ranges: RecipeRange) -> tuple[str,
     shares = np.cumsum([OPTIMIZER_KINDS[kind] for kind in ranges.kinds])
     kind = ranges.kinds[int(np.searchsorted(shares, rng.random() * shares[-1], side="right"))]
     rule = UPDATE_RULES[kind.partition("-")[0]]
-    lr = log_uniform(rng, *(ranges.adam_lr if rule.adaptive else ranges.sgd_lr))
+    lr = log_uniform(rng, *(ranges.adam_lr if rule.adaptive else ranges.sgd_lr)) * rule.rate_factor
     decay_range = ranges.decoupled_decay if rule.decoupled else ranges.weight_decay
-    weight_decay = log_uniform(rng, *decay_range) if rng.random() < 0.5 else 0.0
-    momentum = {"sgd": 0.0, "rmsprop": 0.0, "muon": MUON_MOMENTUM}.get(kind, 0.9)
-    if kind in ("sgd-momentum", "sgd-nesterov", "rmsprop-momentum") and rng.random() < 0.5:
+    weight_decay = log_uniform(rng, *decay_range) / rule.rate_factor if rng.random() < 0.5 else 0.0
+    varied = kind in ("sgd-momentum", "sgd-nesterov", "rmsprop-momentum")
+    momentum = 0.9 if varied else rule.usual_momentum
+    if varied and rng.random() < 0.5:
         momentum = 1 - log_uniform(rng, *ranges.one_minus_momentum)
-    if rule.name == "lion":
-        lr, weight_decay = lr / LION_FACTOR, weight_decay * LION_FACTOR
     settings = OptimizerSettings(
         rule=rule.name,
         lr=lr,
         momentum=momentum,
         weight_decay=weight_decay,
         nesterov=kind == "sgd-nesterov",
-        beta2=BETA2.get(rule.name, 0.999),
+        beta2=rule.usual_beta2,
     )
     return kind, settings
 

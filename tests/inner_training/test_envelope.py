@@ -190,9 +190,8 @@ def test_the_decaying_ceiling_makes_squares_summable(power: float) -> None:
 
 
 def test_the_guard_holds_the_decaying_ceiling() -> None:
-    _, _, steering = steered(GuardConfig(decay_power=1.0, decay_after=10, rollback=False), 12)
-    lever = resolve_levers(("lr",))[0]
-    assert steering.guard.ceiling[0] == pytest.approx(lever.high / (1 + 60 / 10))
+    _, _, steering = steered(GuardConfig(decay_power=1.0, decay_factor=3.0, decay_after=10, rollback=False), 12)
+    assert steering.guard.ceiling[0] == pytest.approx(3.0 / (1 + 60 / 10))
 
 
 def test_the_ceiling_is_forgotten_and_saved() -> None:
