@@ -78,6 +78,7 @@ class Conditions:
             "progress": float(self.missing in ("progress", "both")),
             "validation": float(self.missing in ("validation", "both")),
             "validation_every_max": 1,
+            "measurements": 0,
         }
         # A scenario has at least one signal; a policy that reads none is not shown it.
         changes: dict[str, Any] = {"missing": hidden, "signals": list(signals) or ["started"]}

@@ -171,7 +171,21 @@ def _tuning(budget: int) -> dict[str, Any]:
 
 def _picked(evaluations: Sequence[Evaluation], choice: np.ndarray, wall_seconds: float) -> Evaluation:
     """Run by run, the evaluation that ``choice`` (runs,) names."""
-    runs = np.arange(len(choice))
-    names = ("learning_rates", "final_loss", "best_loss", "diverged", "lost_early", "curve", "inner_steps", "rollbacks")
-    arrays = {name: np.stack([getattr(one, name) for one in evaluations])[choice, runs] for name in names}
-    return replace(evaluations[0], **arrays, wall_seconds=wall_seconds)
+    runs, first = np.arange(len(choice)), evaluations[0]
+
+    def pick(values: Sequence[np.ndarray]) -> np.ndarray:
+        return np.stack(values)[choice, runs]
+
+    ends = ("final_loss", "best_loss", "diverged", "lost_early", "late", "curve", "inner_steps", "rollbacks")
+    arrays: dict[str, Any] = {name: pick([getattr(one, name) for one in evaluations]) for name in ends}
+    measures = {name: pick([one.measures[name] for one in evaluations]) for name in first.measures}
+    if "joules" in measures:  # like the time, that of all
+        measures["joules"] = np.sum([one.measures["joules"] for one in evaluations], axis=0)
+    return replace(
+        first,
+        **arrays,
+        learning_rates=pick([one.learning_rates for one in evaluations]),
+        measures=measures,
+        disturbed={kind: pick([one.disturbed[kind] for one in evaluations]) for kind in first.disturbed},
+        wall_seconds=wall_seconds,
+    )

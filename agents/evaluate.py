@@ -150,13 +150,14 @@ class Evaluator:
         order = np.argsort(np.concatenate([places for places, _ in parts]))
         width = max(trial.curve.shape[1] for _, trial in parts)
         columns = {}
-        for name in ("final_loss", "best_loss", "diverged", "lost_early", "curve", "inner_steps", "rollbacks"):
+        for name in ("final_loss", "best_loss", "diverged", "lost_early", "late", "curve", "inner_steps", "rollbacks"):
             values = [getattr(trial, name) for _, trial in parts]
             if name == "curve":
                 values = [np.pad(curve, ((0, 0), (0, width - curve.shape[1])), mode="edge") for curve in values]
             columns[name] = np.concatenate(values)[order]
-        measures = _joined([trial.measures() for _, trial in parts], order)
-        disturbed = _joined([trial.disturbed for _, trial in parts], order)
+        lengths = [len(places) for places, _ in parts]
+        measures = _joined([trial.measures() for _, trial in parts], lengths, order)
+        disturbed = _joined([trial.disturbed for _, trial in parts], lengths, order)
         if joules is not None:
             measures["joules"] = joules * columns["inner_steps"] / columns["inner_steps"].sum()
         columns["learning_rates"] = np.array([instance.optimizer.lr for instance in instances])
@@ -183,10 +184,16 @@ class Evaluator:
         return found
 
 
-def _joined(parts: Sequence[Mapping[str, np.ndarray]], order: np.ndarray) -> dict[str, np.ndarray]:
-    """Arrays that all parts have, by name, one after another and then in ``order``."""
-    common = [name for name in parts[0] if all(name in part for part in parts)]
-    return {name: np.concatenate([part[name] for part in parts])[order] for name in common}
+def _joined(
+    parts: Sequence[Mapping[str, np.ndarray]], lengths: Sequence[int], order: np.ndarray
+) -> dict[str, np.ndarray]:
+    """Arrays by name, one part after another and then in ``order``; NaN for a part without that name."""
+    names = dict.fromkeys(name for part in parts for name in part)
+    whole = {
+        name: [part.get(name, np.full(length, np.nan)) for part, length in zip(parts, lengths, strict=True)]
+        for name in names
+    }
+    return {name: np.concatenate(values)[order] for name, values in whole.items()}
 
 
 def check_fits(policy: Policy, scenario: Scenario) -> None:

@@ -25,11 +25,12 @@ class Evaluation:
         best_loss: (runs,) test loss at the decision with the lowest validation loss.
         diverged: (runs,) bool, the run ended with parameters or losses that are not finite.
         lost_early: (runs,) bool, it diverged in the first interval, before any policy could see a measurement.
+        late: (runs,) bool, the scenario's deadline cut it off before its budget was spent.
         curve: (runs, decisions) validation loss at the end of each interval, padded with its last value.
         inner_steps: (runs,) optimizer steps done.
         rollbacks: (runs,) snapshots restored by the guard.
         measures: further figures (runs,) by name (see ``diagnostics.FIGURES`` and ``phases.MEASURES``), NaN where a run
-            does not have one; in a scenario of several families, those that all of them have.
+            does not have one.
         disturbed: by kind of disturbance, in how many steps of each run it was active, (runs,).
         wall_seconds: time for all runs: training, validation, guard and policy; not the test losses.
     """
@@ -46,6 +47,7 @@ class Evaluation:
     best_loss: np.ndarray
     diverged: np.ndarray
     lost_early: np.ndarray
+    late: np.ndarray
     curve: np.ndarray
     inner_steps: np.ndarray
     rollbacks: np.ndarray
@@ -83,6 +85,6 @@ class Evaluation:
         """Everything with the shape (runs,), by name, for tables."""
         settings = ("learning_rates", "budgets")
         losses = ("final_loss", "best_loss", "final_validation_loss", "trajectory")
-        ends = ("diverged", "lost_early", "inner_steps", "rollbacks")
+        ends = ("diverged", "lost_early", "late", "inner_steps", "rollbacks")
         disturbed = {f"disturbed_{kind}": steps for kind, steps in self.disturbed.items()}
         return {**{name: getattr(self, name) for name in settings + losses + ends}, **self.measures, **disturbed}

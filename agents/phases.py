@@ -13,7 +13,7 @@ EARLY = 1 / 3  # share of the phases that count as early
 
 # What ``PhaseRecord.measures`` gives; a score is an accuracy, or minus the ln of the bounded loss.
 MEASURES: Mapping[str, str] = {
-    "online_score": "training score of each step's batch before that step, averaged over the steps that were done",
+    "online_score": "training score of each step's batch before that step, averaged over the budget",
     "phase_score": "test score at the end of each phase, averaged over phases (the average over the trajectory)",
     "early_score": "the same over the first third of the phases",
     "last_score": "test score of all phases at the end of the run, averaged",
@@ -29,7 +29,6 @@ class PhaseRecord:
         instances: the runs, of that family.
 
     Attributes:
-        online: (runs,) mean training score of every step's batch before that step.
         at_end: (runs, P) test score of each phase when it ended.
         at_last: (runs, P) test score of each phase when the run ended.
     """
@@ -45,6 +44,8 @@ class PhaseRecord:
         for run, instance in enumerate(instances):
             self._hard[run, list(instance.traits.get("hard_phases", range(len(instance.all_phases))))] = True
         self._sum, self._count = np.zeros(runs), np.zeros(runs)
+        interval = episodes.scenario.interval
+        self._intervals = np.array([-(-instance.steps // interval) for instance in instances])
         self.at_end, self.at_last = np.full((runs, phases), np.nan), np.full((runs, phases), np.nan)
 
     def note(self, result: StepResult, run_of: np.ndarray, live: np.ndarray, ended: np.ndarray) -> None:
@@ -56,8 +57,9 @@ class PhaseRecord:
             live: (N,) bool, slots whose run was under way.
             ended: (N,) bool, slots whose run has ended with it.
         """
-        seen = live & np.isfinite(result.score)
-        self._sum[run_of[seen]] += result.score[seen]
+        score = self._online(result)
+        seen = live & np.isfinite(score)
+        self._sum[run_of[seen]] += score[seen]
         self._count[run_of[seen]] += 1
         interval = self._episodes.scenario.interval
         due = self._ends[run_of]
@@ -69,11 +71,18 @@ class PhaseRecord:
             self.at_end[run_of[now], phase] = score[now]
             self.at_last[run_of[final], phase] = score[final]
 
-    def measures(self) -> dict[str, np.ndarray]:
-        """The figures of ``MEASURES``, (runs,) each; without an online score where none was recorded.
+    def _online(self, result: StepResult) -> np.ndarray:
+        """(N,) mean score of the interval's steps; for a family without one, minus the ln of its bounded loss."""
+        if np.isfinite(result.score).any():
+            return result.score
+        scores: np.ndarray = -np.log(self._episodes.populations.bounded(result.losses.T)).mean(1)
+        return scores
 
-        A phase that a run did not live to see counts with what the run scores on it when it has ended: for a diverged
-        one that is no better than guessing. Forgetting is that of Chaudhry et al. (arXiv 1801.10112), against the
+    def measures(self) -> dict[str, np.ndarray]:
+        """The figures of ``MEASURES``, (runs,) each.
+
+        A phase that a run did not live to see counts with what the run scores on it when it has ended, and so do the
+        steps that it did not do: for a diverged one that is no better than guessing. Forgetting is that of Chaudhry et al. (arXiv 1801.10112), against the
         phase's own end rather than its best. Families that name hard phases are judged on these.
         """
         exists, at_last = self._ends >= 0, self.at_last
@@ -82,17 +91,15 @@ class PhaseRecord:
         counted = exists & self._hard
         early = counted & (number < np.ceil(EARLY * count))
         earlier = counted & (number < count - 1)
-        online = np.divide(self._sum, self._count, out=np.full(len(exists), np.nan), where=self._count > 0)
-        found = {
-            "online_score": online,
+        last = _mean(at_last, counted)
+        undone = np.maximum(self._intervals - self._count, 0)
+        return {
+            "online_score": (self._sum + undone * last) / (self._count + undone),
             "phase_score": _mean(at_end, counted),
             "early_score": _mean(at_end, early),
-            "last_score": _mean(at_last, counted),
+            "last_score": last,
             "forgetting": _mean(at_end - at_last, earlier),
         }
-        if not self._count.any():
-            del found["online_score"]
-        return found
 
 
 def _mean(values: np.ndarray, where: np.ndarray) -> np.ndarray:

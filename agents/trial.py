@@ -65,7 +65,7 @@ class Trial:
     Attributes:
         final_loss, best_loss: (runs,) ln bounded test loss.
         curve: (runs, decisions) ln bounded validation loss; ``decisions`` covers the longest budget.
-        diverged, lost_early: (runs,) bool.
+        diverged, lost_early, late: (runs,) bool.
         inner_steps, rollbacks: (runs,) int64.
         disturbed: by kind of disturbance, in how many steps it was active, (runs,) int64.
         seconds: time on the clock: the policy's decisions, and training, validation and guard between them.
@@ -80,12 +80,13 @@ class Trial:
     ) -> None:
         self.episodes, self.policy, self.instances, self._tick = episodes, policy, list(instances), tick
         runs, budgets = len(self.instances), np.array([instance.steps for instance in self.instances])
+        self._budgets = budgets
         self._cap = float(np.log(episodes.populations.cap[0]))
         self._waiting = np.argsort(budgets, kind="stable").tolist()  # the longest last, where ``pop`` takes it
         self._best_validation = np.full(runs, np.inf)
         self.final_loss, self.best_loss = np.full(runs, self._cap), np.full(runs, self._cap)
         self.curve = np.full((runs, int(-(-budgets.max() // episodes.scenario.interval))), self._cap)
-        self.diverged, self.lost_early = np.zeros(runs, dtype=bool), np.zeros(runs, dtype=bool)
+        self.diverged, self.lost_early, self.late = (np.zeros(runs, dtype=bool) for _ in range(3))
         self.inner_steps, self.rollbacks = np.zeros(runs, dtype=np.int64), np.zeros(runs, dtype=np.int64)
         self.disturbed = {kind: np.zeros(runs, dtype=np.int64) for kind in episodes.disturbed_steps}
         self.seconds = 0.0
@@ -142,6 +143,7 @@ class Trial:
         self.diverged[runs[ruined]] = True
         self.lost_early[runs[ruined & (decisions == 0)]] = True
         self.inner_steps[runs[ended]] = result.step[ended]
+        self.late[runs[done]] = result.step[done] < self._budgets[runs[done]]
         self.rollbacks[runs[ended]] = self.episodes.steering.guard.rollbacks[ended]
         for kind, steps in self.episodes.disturbed_steps.items():
             self.disturbed[kind][runs[ended]] = steps[ended]

@@ -22,6 +22,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from trimtab.envs.catalogue import SCENARIOS
 from trimtab.envs.scenario import DEFAULT_LEVERS, default_signals
 from trimtab.inner_training.guard import GuardConfig
 from trimtab.inner_training.levers import resolve_levers
@@ -42,6 +43,7 @@ def ways() -> dict[str, tuple[str, ...]]:
     return {
         "no signals": nothing,
         "signals observed by default": default_signals(DEFAULT_LEVERS),
+        "signals of variety-mix": SCENARIOS["variety-mix"].signals,
         "all on the host": host,
         **{f"measurement {need}": (*nothing, *names) for need, names in by_need.items()},
         "all but the Hessian's": tuple(name for name, one in SIGNALS.items() if not set(HESSIAN) & set(one.needs)),

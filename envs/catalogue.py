@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from trimtab.envs.scenario import DEFAULT_LEVERS, FamilyShare, Scenario, default_signals
+from trimtab.envs.parts import FamilyShare
+from trimtab.envs.scenario import DEFAULT_LEVERS, Scenario, default_signals
 from trimtab.inner_training.disturbances import DISTURBANCES
 from trimtab.inner_training.tasks import BUILT_IN, FAMILIES
 
@@ -16,6 +17,33 @@ def _scenario(identity: str, doc: str, *families: str, **fields: Any) -> Scenari
 
 # The shipped policy meets runs of any length, so it does not read the count of steps, which training bounds.
 _MIX_SIGNALS = tuple(name for name in default_signals(DEFAULT_LEVERS) if name != "time")
+
+# Beside the usual ones: what tells changing tasks and unlike networks from a run that is merely slow. A gradient and a
+# few passes over 32 examples every fifth decision; nothing of the Hessian.
+_VARIETY_SIGNALS = (
+    *_MIX_SIGNALS,
+    "grad_noise_scale",
+    "update_ratio_early",
+    "update_ratio_late",
+    "shift",
+    "val_shift",
+    "persistence",
+    "underfitting",
+    "overfitting",
+    "activations_available",
+    "dormant",
+    "effective_rank",
+    "curvature_available",
+    "overshoot",
+)
+
+_DISTURBED_SIGNALS = (
+    *default_signals(DEFAULT_LEVERS),
+    "shift",
+    "persistence",
+    "deadline_available",
+    "deadline_left",
+)
 
 _MIXES = (
     _scenario(
@@ -37,12 +65,13 @@ _MIXES = (
         "sprites-conv",
         "language",
         "permuted-digits",
-        signals=_MIX_SIGNALS,
+        signals=_VARIETY_SIGNALS,
     ),
     _scenario(
         "digits-mlp-disturbed",
         "digits-mlp with every kind of disturbance at random, and a deadline half a budget late",
         "digits-mlp",
+        signals=_DISTURBED_SIGNALS,
         disturbances=[{"kind": kind, "rate": 0.3} for kind in DISTURBANCES],
         deadline=0.5,
     ),

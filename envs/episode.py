@@ -41,6 +41,7 @@ class StepResult:
         step: (N,) int64 optimizer steps done.
         multipliers: (N, L) of each lever, after the guard.
         reasons: (N, L) ``Reason`` codes, 0 where an action was applied as it was.
+        losses: (K, N) training loss of each step of the interval.
         score: (N,) mean training score of the interval's steps, NaN unless the populations record one.
         clock: (N,) time since the run started, in usual steps, or in seconds where it is a module run.
         disturbed: by kind of disturbance, in how many of the interval's steps it was active, (N,) int64.
@@ -57,6 +58,7 @@ class StepResult:
     step: np.ndarray
     multipliers: np.ndarray
     reasons: np.ndarray
+    losses: np.ndarray
     score: np.ndarray
     clock: np.ndarray
     disturbed: dict[str, np.ndarray]
@@ -197,6 +199,7 @@ class Episodes:
         reading.total_steps = self._visibility.total_steps(reading.total_steps)
         self._base = reading.base
         health = self.steering.assess(reading)
+        reading.measurable = self._visibility.measurements  # only now: the guard knows them always
         self.populations.snapshot(health.stable)
         if health.rollback.any():
             self.populations.restore(health.rollback)
@@ -217,6 +220,7 @@ class Episodes:
             step=reading.step.astype(np.int64),
             multipliers=move.after,
             reasons=move.reasons,
+            losses=measured.losses,
             score=np.full(self.num_envs, np.nan) if measured.scores is None else measured.scores.mean(0),
             clock=reading.clock,
             disturbed=disturbed,

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from trimtab.envs.scenario import FamilyShare
+from trimtab.envs.parts import FamilyShare
 from trimtab.errors import check_whole, unknown
 from trimtab.inner_training.device import check_device
 from trimtab.inner_training.disturbances import DisturbanceSettings, Disturber, Event

@@ -2,112 +2,22 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, StrictBool, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from trimtab.envs.config import explain, read_yaml
+from trimtab.envs.parts import DisturbanceEntry, FamilyShare, GuardSettings, Missing, Name, Number, Part, Whole
 from trimtab.envs.rewards import default_weights
 from trimtab.errors import ConfigError, UserError, unknown
 from trimtab.inner_training.disturbances import DisturbanceSettings
-from trimtab.inner_training.guard import GuardConfig
 from trimtab.inner_training.levers import LEVERS
 from trimtab.inner_training.signals import SIGNALS, all_signals, lever_signals
-from trimtab.inner_training.tasks import FAMILIES
-from trimtab.inner_training.tasks.local_files import FORMATS, names_a_file
 
 DEFAULT_LEVERS = ("lr", "momentum", "weight_decay", "grad_clip")
-
-Whole = Annotated[int, Field(strict=True)]
-Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
-Name = Annotated[str, Field(min_length=1, max_length=200)]
-
-
-class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class FamilyShare(_Part):
-    """A task family and its share of the runs.
-
-    Attributes:
-        name: a name of ``FAMILIES``, or ``module:function`` or ``format:path`` for a family of the user's own.
-        share: relative to the shares of the other families, > 0.
-    """
-
-    name: Annotated[str, Field(min_length=1, max_length=4096)]
-    share: Number = Field(default=1.0, gt=0, le=1e6)
-
-    @field_validator("name")
-    @classmethod
-    def _known(cls, name: str) -> str:
-        function = re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", name)
-        if not function and not names_a_file(name) and name not in FAMILIES:
-            raise unknown("task family", name, [*FAMILIES, "module:function", *(f"{form}:PATH" for form in FORMATS)])
-        return name
-
-
-class Missing(_Part):
-    """What a policy does without in some episodes, because users do.
-
-    Attributes:
-        progress: chance that an episode's budget is unknown, in [0, 1].
-        validation: chance that an episode has no validation set, in [0, 1].
-        validation_every_max: a validation loss arrives every 1 to this many decisions, drawn for each episode.
-    """
-
-    progress: Number = Field(default=0.2, ge=0, le=1)
-    validation: Number = Field(default=0.25, ge=0, le=1)
-    validation_every_max: Whole = Field(default=4, ge=1, le=1000)
-
-
-class GuardSettings(_Part):
-    """The fields of ``GuardConfig``, validated."""
-
-    rate_scale: Number = Field(default=1.0, gt=0, le=10)
-    rollback: StrictBool = True
-    rollback_budget: Whole = Field(default=4, ge=0, le=1000)
-    backoff: Number = Field(default=0.3, gt=0, le=1)
-    explosion: Number = Field(default=10.0, gt=1, le=1e6)
-    curvature_share: Number | None = Field(default=None, gt=0, le=1)
-    decay_power: Number | None = Field(default=None, gt=0.5, le=1)
-    decay_factor: Number = Field(default=10.0, gt=0, le=1e4)
-    decay_after: Whole = Field(default=100, ge=1, le=10**9)
-
-    def config(self) -> GuardConfig:
-        """The same settings as the guard takes them."""
-        return GuardConfig(**self.model_dump())
-
-
-class DisturbanceEntry(_Part):
-    """The fields of ``DisturbanceSettings``, validated: one kind of fault, at a known time or at random.
-
-    Attributes:
-        kind: a name of ``DISTURBANCES``.
-        at: a share of the budget below 1, or a whole number of steps from 1 on.
-        rate: expected number per run, above 0.
-        steps: how many steps it lasts; None draws from the kind's range.
-        severity: in the kind's unit; None draws from the kind's range.
-    """
-
-    kind: Name
-    at: Number | None = None
-    rate: Number | None = None
-    steps: Whole | None = None
-    severity: Number | None = None
-
-    @model_validator(mode="after")
-    def _checked(self) -> Self:
-        self.settings()
-        return self
-
-    def settings(self) -> DisturbanceSettings:
-        """The same entry as a population takes it."""
-        return DisturbanceSettings(**self.model_dump())
 
 
 def default_signals(levers: Iterable[str]) -> tuple[str, ...]:
@@ -129,7 +39,7 @@ def known_signals(levers: Iterable[str]) -> tuple[str, ...]:
     return (*SIGNALS, *(signal.name for name in levers for signal in lever_signals(LEVERS[name])))
 
 
-class Scenario(_Part):
+class Scenario(Part):
     """Everything that defines an environment.
 
     Attributes:

@@ -265,8 +265,8 @@ class Disturber:
         self._severity = table[3]
 
     def _active(self, when: np.ndarray) -> np.ndarray:
-        """(K, N, E) bool: which events are under way at the steps ``when`` (K, N)."""
-        return (self._first <= when[..., None]) & (when[..., None] < self._end)
+        """(K, N, E) bool: which events are under way at the steps ``when`` (K, N); one of severity 0 never is."""
+        return (self._first <= when[..., None]) & (when[..., None] < self._end) & (self._severity > 0)
 
     def __call__(self, steps_done: np.ndarray, steps: int) -> FaultRows:
         """What happens to the next ``steps`` of runs that have done ``steps_done`` (N,)."""

@@ -125,7 +125,7 @@ class StepEnergy:
 
 def step_energy(signals: Sequence[Signal], device: str | torch.device) -> StepEnergy | None:
     """What measures the energy of steps, if one of the signals reads it and the device has a meter."""
-    if all(signal.name != "energy" for signal in signals):
+    if not any(signal.metered for signal in signals):
         return None
     meter = open_meter(device)
     return None if meter is None else StepEnergy(meter)

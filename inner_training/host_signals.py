@@ -39,5 +39,5 @@ HOST_ROWS: tuple[Signal, ...] = (
     _row("resources", "deadline_available", i.deadline_available, "1 if there is a deadline"),
     _row("resources", "deadline_left", i.deadline_left, "1 - time since the start / time allowed", "no deadline"),
     replace(_row("resources", "energy", i.energy, "tanh(short-term ln joules per step - its first)", "no meter"),
-            cost="two reads of a meter"),
+            cost="two reads of a meter", metered=True),
 )  # fmt: skip

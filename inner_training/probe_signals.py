@@ -60,6 +60,17 @@ def overshoot(reading: Reading, memory: Memory) -> np.ndarray:
     return below_edge(held(reading, memory, "overshoot"))
 
 
+def taken(*names: str) -> Compute:
+    """1 once one of some measurements was taken of a run."""
+
+    def compute(reading: Reading, memory: Memory) -> np.ndarray:
+        known = [np.isfinite(reading.probed(name)) for name in names]
+        now = np.logical_or.reduce([one if one.ndim == 1 else one.any(0) for one in known])
+        return np.asarray(memory.latest("/".join(names), np.where(now, 1.0, np.nan)) == 1, dtype=np.float64)
+
+    return compute
+
+
 def feature_rank(reading: Reading, memory: Memory) -> np.ndarray:
     """2 x effective rank of the features - 1."""
     measured = reading.probed("features")
@@ -78,6 +89,8 @@ PROBE_ROWS: tuple[Signal, ...] = (
     ),
     _row("gradient", "grad_sparsity", centred_share("grad_sparsity"),
          "2 x share of the gradient's elements below a tenth of their root mean square - 1", _START, need="grad_sparsity"),
+    _row("activation", "activations_available", taken("saturation", "dormant", "features"),
+         "1 once saturation, dormant or features were measured"),
     _row("activation", "saturation", share("saturation"),
          "share of tanh and sigmoid outputs in the outer 1.5% of their range", "none seen",
          "Glorot & Bengio, AISTATS 2010", "saturation"),
@@ -87,6 +100,8 @@ PROBE_ROWS: tuple[Signal, ...] = (
     _row("activation", "effective_rank", feature_rank,
          "2 x exp(entropy of the features' singular values over their sum) / min(examples, units) - 1",
          "no activation seen", "Roy & Vetterli, EUSIPCO 2007", "features"),
+    _row("curvature", "curvature_available", taken("curvature", "overshoot", "curvature_max", "curvature_trace"),
+         "1 once a measurement of curvature was taken"),
     _row("curvature", "sharpness", against_edge("curvature"),
          "tanh(1 + log10(effective learning rate x curvature along the step / 2))", "curvature not measured",
          _EDGE, "curvature"),

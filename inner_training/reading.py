@@ -44,6 +44,7 @@ class Reading:
         clock: time since the run started: seconds of a live run, in a population usual steps (see ``slow-steps``).
         deadline: the time that it may take, in the same unit.
         energy: joules per optimizer step of the interval just finished.
+        measurable: bool (N,): whether signals may know of further measurements.
     """
 
     measured: Measured | None
@@ -66,6 +67,7 @@ class Reading:
     clock: np.ndarray = field(default_factory=lambda: _nan(1))
     deadline: np.ndarray = field(default_factory=lambda: _nan(1))
     energy: np.ndarray = field(default_factory=lambda: _nan(1))
+    measurable: np.ndarray = field(default_factory=lambda: np.ones(1, dtype=bool))
 
     @property
     def num_runs(self) -> int:
@@ -94,7 +96,7 @@ class Reading:
     def probed(self, name: str) -> np.ndarray:
         """A further measurement (N,) or (C, N) of the interval, NaN where not taken or not finite; (N,) if by nobody."""
         taken = None if self.measured is None else self.measured.probed.get(name)
-        return _nan(self.num_runs) if taken is None else self._shown(taken)
+        return _nan(self.num_runs) if taken is None else np.where(self.measurable, self._shown(taken), np.nan)
 
     def _shown(self, value: np.ndarray) -> np.ndarray:
         hidden = (self.fresh | self.rolled_back) | ~np.isfinite(value)

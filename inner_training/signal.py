@@ -31,6 +31,7 @@ class Signal:
         default: whether scenarios observe it unless they name their own signals.
         needs: names of the measurements that it reads by ``Reading.probed`` (see ``probe.MEASUREMENTS``); they are taken
             only where a signal in use needs them.
+        metered: whether it reads ``Reading.energy``; a meter is asked only where a signal in use does.
     """
 
     name: str
@@ -44,6 +45,7 @@ class Signal:
     cost: str = HOST
     default: bool = True
     needs: tuple[str, ...] = ()
+    metered: bool = False
 
 
 def row(

@@ -234,3 +234,14 @@ def test_list_names_every_entry(table: str, capsys: pytest.CaptureFixture[str]) 
     assert set(entries) <= printed
     for entry in entries.values():
         assert entry.doc and "\n" not in entry.doc
+
+
+def test_the_list_of_signals_says_what_a_measured_one_takes(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    assert cli.main(["list", "signals"]) == 0
+    rows = {line.split()[0]: line.rstrip() for line in capsys.readouterr().out.splitlines() if line.strip()}
+    assert rows["loss_slope"].endswith("  host")
+    assert rows["sharpness"].endswith("  a gradient, every 5 decisions")
+    assert rows["energy"].endswith("two reads of a meter")

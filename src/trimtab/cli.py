@@ -115,12 +115,20 @@ def _list(args: argparse.Namespace) -> None:
     table = Table(box=None, pad_edge=False)
     table.add_column(args.table, no_wrap=True)
     table.add_column("what it is")
-    costs = {name: Text(entry.cost) for name, entry in entries.items() if hasattr(entry, "cost")}
+    costs = {name: Text(_cost(entry)) for name, entry in entries.items() if hasattr(entry, "cost")}
     if costs:
         table.add_column("cost")
     for name, entry in entries.items():
         table.add_row(Text(name), Text(entry.doc), costs.get(name, Text()))
     Console().print(table)
+
+
+def _cost(entry: Any) -> str:
+    """What an entry costs; of a signal that needs a measurement, what this one does."""
+    from trimtab.inner_training.measurements import MEASUREMENTS, PROBE_EVERY
+
+    needed = [f"{MEASUREMENTS[name].cost}, every {PROBE_EVERY} decisions" for name in getattr(entry, "needs", ())]
+    return "; ".join(needed) or str(entry.cost)
 
 
 def _add_machine(parser: argparse.ArgumentParser) -> None:

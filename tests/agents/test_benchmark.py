@@ -25,7 +25,15 @@ from trimtab import cli
 from trimtab.agents import benchmark, files
 from trimtab.agents.benchmark import print_table, run_bench
 from trimtab.agents.conditions import Conditions
-from trimtab.agents.contestants import GRID, POINTS, Competition, Contestant, count_evaluations, make_contestants
+from trimtab.agents.contestants import (
+    GRID,
+    POINTS,
+    Competition,
+    Contestant,
+    _picked,
+    count_evaluations,
+    make_contestants,
+)
 from trimtab.agents.evaluate import Evaluator
 from trimtab.agents.evaluation import Evaluation
 from trimtab.agents.files import write_atomically
@@ -243,6 +251,7 @@ def evaluation(final: Sequence[float], curve: Sequence[Sequence[float]] | None =
         best_loss=np.array(final) - 0.5,
         diverged=nothing,
         lost_early=nothing,
+        late=nothing,
         curve=points,
         inner_steps=np.full(runs, 10 * points.shape[1]),
         rollbacks=np.arange(runs),
@@ -253,6 +262,20 @@ def evaluation(final: Sequence[float], curve: Sequence[Sequence[float]] | None =
 
 def entry(label: str, final: Sequence[float], setting: str = "untuned", is_learned: bool = False, **more: Any) -> Entry:
     return Entry(label=label, setting=setting, learned=is_learned, evaluation=evaluation(final, **more))
+
+
+def test_an_oracle_has_the_figures_of_what_it_chose() -> None:
+    plays = [
+        evaluation(
+            [value] * 4,
+            measures={"margin": np.full(4, value), "joules": np.full(4, value)},
+            disturbed={"x": np.full(4, 3)},
+        )
+        for value in (1.0, 2.0)
+    ]
+    found = _picked(plays, np.array([0, 1, 1, 0]), 5.0)
+    assert found.final_loss.tolist() == found.measures["margin"].tolist() == [1, 2, 2, 1]
+    assert found.measures["joules"].tolist() == [3] * 4 and found.disturbed["x"].tolist() == [3] * 4
 
 
 def test_rows_compare_with_the_first_learned_policy() -> None:

@@ -69,14 +69,28 @@ def test_phases_that_a_run_did_not_reach_count_as_what_is_left_of_it_scores() ->
     found = record.measures()
     np.testing.assert_allclose(found["phase_score"], (0.9 + 4 * 0.2) / 5)
     np.testing.assert_allclose(found["forgetting"], (0.9 - 0.2) / 4)
-    np.testing.assert_allclose(found["online_score"], 0.5)
+    done, budget = 2, -(-instance.steps // 10)
+    np.testing.assert_allclose(found["online_score"], (0.5 * done + 0.2 * (budget - done)) / budget)
+
+
+def test_a_family_without_a_score_is_judged_online_by_its_losses() -> None:
+    evaluator = Evaluator(SCENARIOS["changing-regression"], runs=2, mode="eager")
+    calm = Conditions(learning_rates={"sgd": 1e-4, "adaptive": 1e-4})
+    found = evaluator.play(load_policy("constant"), calm).measures["online_score"]
+    for run, instance in enumerate(calm.apply(evaluator.instances())):
+        alone = Population(make_family("changing-regression"), 1, mode="eager", clip=False)
+        alone.reset([0], [instance])
+        losses = alone.advance(instance.steps).to_host().losses[:, 0]
+        wanted = -np.log(alone.family.bounded(losses)).mean()
+        assert found[run] == pytest.approx(wanted, abs=1e-3)
 
 
 @pytest.mark.parametrize("interval", [10, 17])
 def test_phases_may_end_inside_an_interval(interval: int) -> None:
     evaluator = Evaluator(SCENARIOS["changing-regression"].replace(interval=interval), runs=2, mode="eager")
     found = evaluator.play(load_policy("constant")).measures
-    assert set(found) == {*MEASURES, *FIGURE_NAMES} - {"online_score"}  # a regression has no score of its own
+    assert set(found) == {*MEASURES, *FIGURE_NAMES}
+    assert (found["online_score"] != found["phase_score"]).all()
     assert all(np.isfinite(values).all() for name, values in found.items() if name != "stability_margin")
 
 
@@ -92,6 +106,18 @@ def test_tables_of_scenarios_with_and_without_measures_join() -> None:
     assert len(rows) == 4 and all(row.count(",") == header.count(",") for row in rows)
     assert set(results[0].summaries[0].measures) == {"stability_margin"}
     assert set(results[1].summaries[0].measures) == {*MEASURES, *FIGURE_NAMES}
+
+
+def test_a_mix_has_the_figures_of_each_family_and_nan_for_the_others() -> None:
+    mix = SCENARIOS["digits-mlp"].replace(id="some-mix", families=["digits-mlp", NAME])
+    found = Evaluator(mix, runs=4, mode="eager").play(load_policy("constant"))
+    changing = np.array([family == NAME for family in found.families])
+    assert changing.sum() == 2
+    for name in MEASURES:
+        assert (np.isfinite(found.measures[name]) == changing).all()
+    entry = Entry(label="constant", setting="untuned", learned=False, evaluation=found)
+    figures = summarise([entry], mix.id, {}, seed=0).summaries[0].measures
+    assert figures["forgetting"] == pytest.approx(found.measures["forgetting"][changing].mean())
 
 
 def test_figures_are_of_the_runs_that_have_them() -> None:

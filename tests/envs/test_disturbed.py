@@ -107,6 +107,15 @@ def test_a_deadline_is_seen() -> None:
     assert not blind.step(np.zeros((1, len(config.levers)))).observations.any()
 
 
+def test_runs_that_a_deadline_cuts_off_are_late() -> None:
+    slow = [{"kind": "slow-steps", "at": 30, "steps": 1000, "severity": 2}]
+    config = scenario("sgd", disturbances=slow, deadline=0.2)
+    found = Evaluator(config, runs=2, mode="eager").play(load_policy("constant"))
+    assert found.late.all() and (found.inner_steps < found.budgets).all()
+    in_time = Evaluator(config.replace(deadline=2.0), runs=2, mode="eager").play(load_policy("constant"))
+    assert not in_time.late.any() and (in_time.inner_steps >= in_time.budgets).all()
+
+
 def test_runs_that_were_given_must_have_the_scenarios_disturbances() -> None:
     calm = Episodes(scenario(), 2, mode="eager")
     with pytest.raises(MismatchError, match="has 9 disturbances, the runs that were given 0"):

@@ -8,8 +8,9 @@ import torch
 
 from tests.envs.tiny import scenario, tiny
 from trimtab.envs.episode import Episodes, StepResult
+from trimtab.envs.parts import Missing
 from trimtab.envs.rewards import MARGIN, Limits, lowest_return
-from trimtab.envs.scenario import Missing, Scenario
+from trimtab.envs.scenario import Scenario
 from trimtab.envs.visibility import draw_visibility
 from trimtab.errors import MismatchError, RangeError
 from trimtab.inner_training.guard import Reason

@@ -11,8 +11,9 @@ from pydantic import ValidationError
 
 from trimtab.envs.catalogue import SCENARIOS
 from trimtab.envs.names import gymnasium_id, scenarios
+from trimtab.envs.parts import GuardSettings
 from trimtab.envs.rewards import TERMS
-from trimtab.envs.scenario import GuardSettings, Scenario, default_signals, load_scenario
+from trimtab.envs.scenario import Scenario, default_signals, load_scenario
 from trimtab.errors import ConfigError, UnknownNameError
 from trimtab.inner_training.guard import GuardConfig
 from trimtab.inner_training.signals import all_signals
@@ -125,7 +126,7 @@ MALFORMED: list[tuple[dict[str, Any], tuple[str, ...]]] = [
     ({"intervall": 10}, ("'intervall'", "10", "did you mean 'interval'")),
     ({"val_examples": 63}, ("val_examples", "63", "at least 64")),
     ({"val_examples": None}, ("val_examples", "None", "a whole number")),
-    ({"missing": 0.2}, ("missing", "0.2", "progress, validation, validation_every_max")),
+    ({"missing": 0.2}, ("missing", "0.2", "progress, validation, validation_every_max, measurements")),
     ({"missing": {"progress": 1.01}}, ("missing.progress", "1.01", "at most 1")),
     ({"missing": {"validation": -0.1}}, ("missing.validation", "-0.1", "at least 0")),
     ({"missing": {"validation_every": 3}}, ("missing.validation_every", "3", "did you mean 'missing.validation_every_max'")),

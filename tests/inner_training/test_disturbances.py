@@ -106,6 +106,13 @@ def test_faults_of_an_interval_are_those_of_its_parts_and_of_each_run_alone(
             assert steps[run] == len(inside), kind
 
 
+def test_an_event_without_severity_is_never_active() -> None:
+    disturber = Disturber([event("label-noise", severity=0.0), event("data-shift", severity=0.5)], 1)
+    disturber.write([0], [family().instance(0, steps=60)])
+    active = disturber.active_steps(np.array([60]), 60)
+    assert {kind: steps.tolist() for kind, steps in active.items()} == {"label-noise": [0], "data-shift": [10]}
+
+
 def test_the_worst_of_overlapping_events_acts() -> None:
     disturber = Disturber([event("lr-spike", severity=3.0), event("lr-spike", at=25, severity=2.0)], 1)
     disturber.write([0], [family().instance(0)])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,7 +17,7 @@ from tests.inner_training.test_signals import reading
 from trimtab.inner_training.energy import NvmlMeter, StepEnergy, open_meter, step_energy
 from trimtab.inner_training.guard import GuardConfig
 from trimtab.inner_training.levers import resolve_levers
-from trimtab.inner_training.signals import resolve_signals
+from trimtab.inner_training.signals import SIGNALS, resolve_signals
 from trimtab.inner_training.steering import Steering
 
 
@@ -104,6 +105,8 @@ def test_nobody_is_asked_unless_a_signal_reads_it(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr("trimtab.inner_training.energy.open_meter", lambda device: SimpleNamespace(joules=lambda: 0.0))
     assert step_energy(resolve_signals(["loss_level"]), "cpu") is None
     assert isinstance(step_energy(resolve_signals(["loss_level", "energy"]), "cpu"), StepEnergy)
+    own = replace(SIGNALS["energy"], name="watts")
+    assert isinstance(step_energy([own], "cpu"), StepEnergy)
 
 
 def test_a_run_reads_its_energy_relative_to_its_first_interval() -> None:

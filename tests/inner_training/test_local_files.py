@@ -25,7 +25,8 @@ from tests.inner_training.files import (
     write_targets,
     write_text,
 )
-from trimtab.envs.scenario import FamilyShare, Scenario
+from trimtab.envs.parts import FamilyShare
+from trimtab.envs.scenario import Scenario
 from trimtab.errors import ConfigError, UserError
 from trimtab.inner_training.networks.convnets import ConvNet
 from trimtab.inner_training.population import Population
