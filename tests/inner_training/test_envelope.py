@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -78,13 +79,13 @@ def test_stable_rates_that_alternate_may_diverge_together() -> None:
 # --- runs ---------------------------------------------------------------------------------------------------------
 
 
-def whole_batch(rate_over_limit: float) -> tuple[Population, Instance]:
-    """A run of exact gradient descent on a quadratic, at a share of its stability limit."""
+def whole_batch(rate_over_limit: float, momentum: float = 0.0) -> tuple[Population, Instance]:
+    """A run of exact gradient descent on a quadratic, at a share of its stability limit without momentum."""
     family = Quadratic("quadratic", "test")
     family.max_batch = 512
     drawn = family.draw(3, held_out=False)
     rate = rate_over_limit * stable_rate(largest_eigenvalue(drawn))
-    optimizer = OptimizerSettings(rule="sgd", lr=rate, momentum=0.0)
+    optimizer = OptimizerSettings(rule="sgd", lr=rate, momentum=momentum)
     instance = replace(
         drawn, batch_size=drawn.sizes[0], optimizer=optimizer, schedule=BaseSchedule(), steps=2000, input_scale=1.0
     )
@@ -113,17 +114,19 @@ def test_a_multiplier_beyond_the_limit_diverges() -> None:
     assert not run.advance(200).to_host().losses[-1, 0] < 1e3 * before
 
 
-def steered(config: GuardConfig, decisions: int) -> tuple[np.ndarray, int, Steering]:
-    """Losses and rollbacks of a quadratic run under a policy that always wants more."""
-    run, _ = whole_batch(0.2)
+def steered(
+    config: GuardConfig, decisions: int, momentum: float = 0.0, moves: Sequence[float] = (1.0,)
+) -> tuple[np.ndarray, int, Steering]:
+    """Losses and rollbacks of a quadratic run under a policy that makes ``moves`` in turn: by default it wants more."""
+    run, _ = whole_batch(0.2, momentum)
     levers = resolve_levers(("lr",))
     steering = Steering(levers, resolve_signals(("started",)), config, 1)
     run.measure(config.needs, 1)
     steering.reset(np.array([True]), run.base)
     steering.assess(run.reading(None, np.full(1, np.nan)))
     losses = []
-    for _ in range(decisions):
-        steering.decide(np.ones((1, 1)), {"lr": "moves"})
+    for decision in range(decisions):
+        steering.decide(np.full((1, 1), moves[decision % len(moves)]), {"lr": "moves"})
         run.set_lr_multiplier(steering.lr_multiplier)
         measured = run.advance(5).to_host()
         losses.append(measured.losses[:, 0])
@@ -142,6 +145,17 @@ def test_the_envelope_holds_a_reckless_policy() -> None:
     move = steering.decide(np.ones((1, 1)), {"lr": "moves"})
     assert move.reasons[0, 0] & Reason.ENVELOPE
     assert steering.lr_multiplier[0] == steering.guard.ceiling[0] < move.after[0, 0]
+
+
+# Three up and three down: as fast as the lever's rate limit lets a policy alternate by more than one move.
+@pytest.mark.parametrize("moves", [(1.0,), (1.0, 1.0, 1.0, -1.0, -1.0, -1.0)])
+@pytest.mark.parametrize("momentum", [0.9])
+def test_the_envelope_holds_with_momentum_at_the_speed_that_levers_have(
+    momentum: float, moves: tuple[float, ...]
+) -> None:
+    losses, rollbacks, steering = steered(GuardConfig(curvature_share=0.9), 40, momentum, moves)
+    assert rollbacks == 0 and steering.guard.ceiling[0] < np.inf
+    assert np.isfinite(losses).all() and losses[-5:].mean() < losses[:5].mean()
 
 
 @pytest.mark.parametrize(("start", "rate", "converges"), [(1.0, 0.9, True), (1.0, 1.1, False), (2.2, 0.9, False)])
