@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,7 @@ EVERY = 50  # steps from one evaluation to the next
 DECADE = 2  # places of the grid
 LOWEST = {False: 1e-5, True: 1e-6}  # of the grid, for rules without and with a second moment
 GRID = 10.0 ** (np.arange(6 * DECADE + 1) / DECADE)  # times the lowest
+WIDE = 110
 COLUMNS = ("initial", "tuned", "best", "rate / 10", "rate x 10")
 
 
@@ -115,7 +117,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     table = Table("family", *COLUMNS, "tuned accuracy", title=f"test loss at constant rates, {options.runs} instances")
-    console, results = Console(), {}
+    console, results = Console(width=None if sys.stdout.isatty() else WIDE), {}  # a file has no width of its own
     for name in options.families:
         results[name] = study(name, options.runs)
         means = results[name]["mean"]

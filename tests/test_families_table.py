@@ -15,6 +15,7 @@ import pytest
 
 from tests.inner_training.problems import SmallDigits, family
 from trimtab.inner_training.task import Instance, OptimizerSettings, Phase
+from trimtab.inner_training.tasks import FAMILIES
 
 
 def load() -> ModuleType:
@@ -29,6 +30,17 @@ def load() -> ModuleType:
 
 
 families = load()
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_the_page_shows_the_figures_of_every_family_and_each_learns(name: str) -> None:
+    docs = Path(__file__).parents[1] / "docs"
+    means = json.loads((docs / "results" / "families.json").read_text())["families"][name]["mean"]
+    accuracy = f"{means['accuracy']:.2f}" if "accuracy" in means else ""
+    row = " | ".join([f"`{name}`", *(f"{means[column]:.3g}" for column in families.COLUMNS), accuracy])
+    assert f"| {row} |" in (docs / "tasks.md").read_text()
+    assert means["tuned"] < 0.8 * means["initial"]
+    assert min(means["rate / 10"], means["rate x 10"]) > 1.05 * means["tuned"]
 
 
 def test_the_grid_is_that_of_the_recipes_and_a_decade_at_either_end() -> None:
