@@ -13,6 +13,8 @@ from pydantic import BaseModel, ValidationError
 
 from trimtab.errors import ConfigError, unknown
 
+LONGEST = 1024  # bits of a whole number, as in the largest float
+
 
 class _Loader(yaml.SafeLoader):
     """Safe YAML without its two worst traps: a repeated key that hides the first, and `1e-4` read as text."""
@@ -28,7 +30,17 @@ class _Loader(yaml.SafeLoader):
                 seen.add(key.value)
         return super().construct_mapping(node, deep)
 
+    def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
+        value: int = super().construct_yaml_int(node)
+        if value.bit_length() > LONGEST:  # thousands of digits cannot even be shown in a message
+            raise yaml.constructor.ConstructorError(
+                problem=f"a whole number of {value.bit_length()} bits is too long; give one of at most {LONGEST} bits",
+                problem_mark=node.start_mark,
+            )
+        return value
 
+
+_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_yaml_int)
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
 )

@@ -25,8 +25,8 @@ def _shown(scenario: str | Path | Scenario | None) -> Scenario:
     if scenario is None:
         return Scenario.of({"id": "module-run", "families": [OWN]})
     given = load_scenario(scenario)
-    for name, value in (("disturbances", given.disturbances), ("a deadline", given.deadline)):
-        if value:
+    for name, present in (("disturbances", given.disturbances != ()), ("a deadline", given.deadline is not None)):
+        if present:
             raise MismatchError(f"scenario {given.id!r} has {name}, which only populations know; leave that key out")
     check_live(f"guard.curvature_share of scenario {given.id!r}", given.guard.config().needs)
     return given.replace(families=[OWN])

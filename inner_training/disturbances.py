@@ -166,6 +166,8 @@ class DisturbanceSettings:
         if self.steps is not None and check_whole(f"steps of disturbance {self.kind!r}", self.steps, 1) > MOST_STEPS:
             raise out_of_range(f"steps of disturbance {self.kind!r}", self.steps, 1, MOST_STEPS)
         kind = DISTURBANCES[self.kind]
+        if not kind.unit and self.severity not in (None, 1):
+            raise ConfigError(f"disturbance {self.kind!r} has no severity, but it is {self.severity:g}; leave it out")
         if self.severity is not None and not kind.lowest <= self.severity <= kind.highest:
             raise out_of_range(f"severity of disturbance {self.kind!r}", self.severity, kind.lowest, kind.highest)
 

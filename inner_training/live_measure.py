@@ -33,11 +33,11 @@ def live_sparsity(parameters: Sequence[Tensor]) -> Tensor | None:
     def total(parts: list[Tensor]) -> Tensor:
         return torch.stack([part.to(device) for part in parts]).sum()
 
-    square = total([grad.float().square().sum() for _, grad in dense])
+    square = total([grad.abs().float().square().sum() for _, grad in dense])
     count = total([((grad != 0) | (one != 0)).sum() for one, grad in dense])
     edge = TINY_SHARE * (square / count).sqrt()
     tiny = total(
-        [((grad.float().abs() < edge.to(grad.device)) & ((grad != 0) | (one != 0))).sum() for one, grad in dense]
+        [((grad.abs().float() < edge.to(grad.device)) & ((grad != 0) | (one != 0))).sum() for one, grad in dense]
     )
     return torch.where(square.isfinite(), tiny / count, torch.nan)
 

@@ -15,6 +15,8 @@ from trimtab.inner_training.telemetry import DEPTHS, SAMPLED_STEPS
 
 def _wide(tensor: Tensor) -> Tensor:
     dense = tensor.to_dense() if tensor.is_sparse else tensor
+    if dense.is_complex():
+        dense = torch.view_as_real(dense.resolve_conj())  # as two real numbers each, which is how optimizers see them
     return dense.float() if dense.dtype in (torch.float16, torch.bfloat16) else dense
 
 

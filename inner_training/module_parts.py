@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from numbers import Real
 from operator import length_hint
 from typing import Any
 
@@ -95,7 +96,7 @@ def check_parts(made: object, what: str) -> Parts:
 
 def check_deadline(name: str, seconds: float | None) -> float | None:
     """Seconds as they are, or None; ``RangeError`` unless they are above 0."""
-    if seconds is not None and not seconds > 0:
+    if seconds is not None and (isinstance(seconds, bool) or not isinstance(seconds, Real) or not seconds > 0):
         raise RangeError(f"{name} is {seconds!r}; give seconds above 0, or None for no limit")
     return seconds
 
@@ -147,6 +148,8 @@ def _check_helpers(parts: Parts, what: str) -> None:
     scheduler, scaler = parts.scheduler, parts.scaler
     for name, helper in (("scheduler", scheduler), ("scaler", scaler)):
         wanted = ("step", "state_dict", "load_state_dict")
+        if isinstance(helper, type):
+            raise UserError(f"the {name} of {what} is the class {helper.__name__}; give one that is made")
         if helper is not None and not all(callable(getattr(helper, method, None)) for method in wanted):
             raise UserError(
                 f"the {name} of {what} is a {type(helper).__name__}; it must have step, state_dict and load_state_dict"

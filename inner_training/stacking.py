@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -48,16 +49,40 @@ def check_parameters(name: str, module: nn.Module) -> None:
             )
 
 
-@torch.no_grad()
+class _Call:
+    """Forward passes with copies of a module's parameters and buffers, which a pass may change.
+
+    Attributes:
+        held: the copies by name; what the module changes is changed in them.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self._module = module
+        parameters = {name: parameter.detach().float() for name, parameter in module.named_parameters()}
+        self._device = next(iter(parameters.values())).device
+        self.held = {**parameters, **{name: buffer.clone() for name, buffer in module.named_buffers()}}
+        self.held |= {name: self.held[first] for name, first in ties(module).items()}
+
+    @torch.no_grad()
+    def __call__(self, x: Tensor) -> Any:
+        with seeded_rng(0):
+            return functional_call(self._module, self.held, (x.to(self._device, copy=True),), tie_weights=False)
+
+
 def _changed_buffers(module: nn.Module, x: Tensor) -> list[str]:
     """Names of the buffers that a forward pass changes, in place or by assignment."""
     before = {name: buffer.clone() for name, buffer in module.named_buffers()}
-    parameters = {name: parameter.detach().float() for name, parameter in module.named_parameters()}
-    held = {**parameters, **{name: buffer.clone() for name, buffer in before.items()}}
-    held |= {name: held[first] for name, first in ties(module).items()}
-    with seeded_rng(0):  # what the module changes is changed in ``held``
-        functional_call(module, held, (x.to(next(iter(parameters.values())).device, copy=True),), tie_weights=False)
-    return [name for name, buffer in before.items() if not _same(buffer, held[name])]
+    call = _Call(module)
+    call(x)
+    return [name for name, buffer in before.items() if not _same(buffer, call.held[name])]
+
+
+def _mixes(module: nn.Module, x: Tensor) -> bool:
+    """Whether what a module computes of an example depends on the others of its batch."""
+    among_others, among_its_like = _Call(module)(x), _Call(module)(x[:1].expand_as(x))
+    if not isinstance(among_others, Tensor):
+        return False  # what a loss of the family's own makes of it is not known
+    return not torch.allclose(among_others[0], among_its_like[0], rtol=1e-2, atol=1e-4, equal_nan=True)
 
 
 def _same(one: Tensor, other: Tensor) -> bool:
@@ -66,7 +91,7 @@ def _same(one: Tensor, other: Tensor) -> bool:
 
 
 def check_stackable(name: str, module: nn.Module, x: Tensor, attempt: Callable[[], object]) -> None:
-    """Refuses a module that fails when stacked, or changes its buffers.
+    """Refuses a module that fails when stacked, changes its buffers, or mixes the examples of a batch.
 
     Args:
         name: of the family.
@@ -79,7 +104,7 @@ def check_stackable(name: str, module: nn.Module, x: Tensor, attempt: Callable[[
     """
     try:
         attempt()
-        changed = _changed_buffers(module, x)
+        changed, mixed = _changed_buffers(module, x), _mixes(module, x)
     except torch.OutOfMemoryError:
         raise
     except Exception as error:
@@ -89,4 +114,9 @@ def check_stackable(name: str, module: nn.Module, x: Tensor, attempt: Callable[[
         raise MismatchError(
             f"the module of {name!r} changes its buffer {changed[0]!r} in the forward pass, which runs stacked "
             f"together cannot do; {REMEDY}"
+        )
+    if mixed:
+        raise MismatchError(
+            f"the module of {name!r} computes an example differently beside other examples, but the batches of runs "
+            f"stacked together are filled up with repeated ones; {REMEDY}"
         )

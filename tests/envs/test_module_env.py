@@ -296,6 +296,7 @@ def test_what_cannot_be_an_environment() -> None:
     for change, key in (
         ({"disturbances": [{"kind": "nan-gradient", "rate": 1.0}]}, "disturbances"),
         ({"deadline": 0.5}, "a deadline"),
+        ({"deadline": 0}, "a deadline"),
     ):
         with pytest.raises(MismatchError, match=f"scenario 'tried' has {key}, which only populations know"):
             module_env(of(small()), scenario=scenario(**change))

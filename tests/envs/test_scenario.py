@@ -168,6 +168,7 @@ def test_malformed_values_are_named(wrong: dict[str, Any], words: tuple[str, ...
         ("- digits-mlp", "holds a list"),
         ("id: [", "not valid YAML: line 1"),
         ("id: mine\nid: yours", "line 2: key 'id' is given twice"),
+        (f"id: mine\ninterval: 0x{'f' * 5000}", "line 2: a whole number of 20000 bits is too long"),
         ("id: !!python/object/apply:os.getcwd []", "not valid YAML"),
         ("id: " + "[" * 5000, "not valid YAML"),
         ("\tid: mine", "not valid YAML"),

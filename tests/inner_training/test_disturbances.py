@@ -135,7 +135,7 @@ def test_the_worst_of_overlapping_events_acts() -> None:
         ({"kind": "lr-spike", "at": 0, "steps": 10**30}, "steps of disturbance 'lr-spike' .* between 1 and 1000000000"),
         ({"kind": "lr-spike", "at": 0, "steps": 2.5}, "steps .* is 2.5; it must be a whole number"),
         ({"kind": "label-noise", "at": 0, "severity": 1.5}, "severity of disturbance 'label-noise' is 1.5"),
-        ({"kind": "nan-gradient", "at": 0, "severity": 2.0}, "severity of disturbance 'nan-gradient' is 2.0"),
+        ({"kind": "nan-gradient", "at": 0, "severity": 2.0}, "'nan-gradient' has no severity, but it is 2"),
     ],
 )
 def test_bad_settings_are_named(values: dict[str, Any], message: str) -> None:

@@ -223,3 +223,23 @@ def test_a_live_run_goes_on_counting_after_it_was_saved() -> None:
         assert taken(other) == names
         other.next_interval()
     other.detach()
+
+
+def test_a_complex_parameter_counts_as_two_real_ones() -> None:
+    def measured(weight: Tensor) -> list[Tensor]:
+        live = LiveRun(torch.optim.SGD([weight.requires_grad_()], lr=0.1, momentum=0.9), 3)
+        live.measure(["grad_sparsity"], None, every=1)
+        for _ in range(3):
+            pairs = torch.view_as_real(weight) if weight.is_complex() else weight
+            loss = (pairs * torch.tensor([3.0, -2.0])).square().sum()
+            live.optimizer.zero_grad()
+            loss.backward()
+            live.optimizer.step()
+            live.record(loss)
+        telemetry = live.telemetry()
+        assert telemetry is not None
+        return [telemetry.grad_norm, telemetry.grad_dot, telemetry.update_norm, telemetry.weight_norm]
+
+    pairs = torch.tensor([[0.5, 1.0], [-2.0, 0.25]])
+    for found, wanted in zip(measured(torch.view_as_complex(pairs.clone())), measured(pairs.clone()), strict=True):
+        torch.testing.assert_close(found, wanted)

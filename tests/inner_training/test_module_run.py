@@ -568,6 +568,8 @@ def bad_parts() -> dict[str, tuple[Callable[[], Any], str]]:
         "no budget": (lambda: parts(total_steps=0), "total_steps of run 'tried' is 0; it must be at least 1"),
         "no batch per step": (lambda: parts(accumulate=0), "accumulate of run 'tried' is 0; it must be at least 1"),
         "no time": (lambda: parts(deadline=0), "deadline of run 'tried' is 0; give seconds above 0"),
+        "time in words": (lambda: parts(deadline="5"), "deadline of run 'tried' is '5'; give seconds above 0"),
+        "no number": (lambda: parts(deadline=True), "deadline of run 'tried' is True; give seconds above 0"),
         "no loss": (lambda: parts(loss=3.0), "the loss of run 'tried' is a float; give a function"),
         "no loader": (lambda: parts(train=None), "train of run 'tried' is a NoneType; it must be an iterable"),
         "empty": (lambda: parts(train=[]), "train of run 'tried' holds no batch"),
@@ -576,6 +578,10 @@ def bad_parts() -> dict[str, tuple[Callable[[], Any], str]]:
         "validated once": (lambda: parts(validation=(one for one in data(32))), "validation of run 'tried' is a gener"),
         "no test": (lambda: parts(test=[]), "test of run 'tried' holds no batch"),
         "scheduler": (lambda: parts(scheduler=0.1), "the scheduler of run 'tried' is a float; it must have step"),
+        "class": (
+            lambda: parts(scheduler=torch.optim.lr_scheduler.StepLR),
+            "the scheduler of run 'tried' is the class StepLR; give one that is made",
+        ),
         "scaler": (lambda: parts(scaler=True), "the scaler of run 'tried' is a bool; it must have step"),
         "plateau": (
             lambda: parts(module, optimizer=(own := torch.optim.SGD(module.parameters(), lr=0.1)),

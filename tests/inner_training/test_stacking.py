@@ -44,6 +44,10 @@ def counting(module: Odd, x: Tensor) -> Tensor:
     return x - module.total
 
 
+def centring(module: Odd, x: Tensor) -> Tensor:
+    return x - x.mean(0)
+
+
 def branching(module: Odd, x: Tensor) -> Tensor:
     return x if module.last.weight.sum() > 0 else -x
 
@@ -73,6 +77,8 @@ def task(make: Callable[[], nn.Module]) -> ArrayTask:
         (lambda: Odd(scaling), "changes its buffer 'held'"),
         (lambda: Odd(averaging), "changes its buffer 'held'"),
         (lambda: Odd(counting), "cannot be stacked"),
+        (lambda: Odd(centring), "computes an example differently beside other examples"),
+        (lambda: nn.Sequential(nn.Linear(4, 2), nn.BatchNorm1d(2, track_running_stats=False)), "beside other examples"),
         (lambda: Odd(branching), "data-dependent control flow"),
         pytest.param(Recurrent, "cannot be stacked", marks=pytest.mark.filterwarnings("ignore:There is a performance")),
     ],
