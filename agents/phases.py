@@ -40,6 +40,8 @@ class PhaseRecord:
         for run, instance in enumerate(instances):
             first = [phase.first_step for phase in instance.all_phases]
             self._ends[run, : len(first)] = [*first[1:], instance.steps]
+        # An interval that runs on into the next phase trains on it before the phase before is judged.
+        self._blurred = ((self._ends[:, :-1] >= 0) & (self._ends[:, :-1] % episodes.scenario.interval > 0)).any(1)
         self._hard = np.zeros((runs, phases), dtype=bool)
         for run, instance in enumerate(instances):
             self._hard[run, list(instance.traits.get("hard_phases", range(len(instance.all_phases))))] = True
@@ -82,7 +84,8 @@ class PhaseRecord:
         """The figures of ``MEASURES``, (runs,) each.
 
         A phase that a run did not live to see counts with what the run scores on it when it has ended, and so do the
-        steps that it did not do: for a diverged one that is no better than guessing. Forgetting is that of Chaudhry et al. (arXiv 1801.10112), against the
+        steps that it did not do: for a diverged one that is no better than guessing. What is measured at the end of a
+        phase is NaN where no interval ends with it. Forgetting is that of Chaudhry et al. (arXiv 1801.10112), against the
         phase's own end rather than its best. Families that name hard phases are judged on these.
         """
         exists, at_last = self._ends >= 0, self.at_last
@@ -93,13 +96,16 @@ class PhaseRecord:
         earlier = counted & (number < count - 1)
         last = _mean(at_last, counted)
         undone = np.maximum(self._intervals - self._count, 0)
-        return {
+        found = {
             "online_score": (self._sum + undone * last) / (self._count + undone),
             "phase_score": _mean(at_end, counted),
             "early_score": _mean(at_end, early),
             "last_score": last,
             "forgetting": _mean(at_end - at_last, earlier),
         }
+        for name in ("phase_score", "early_score", "forgetting"):
+            found[name] = np.where(self._blurred, np.nan, found[name])
+        return found
 
 
 def _mean(values: np.ndarray, where: np.ndarray) -> np.ndarray:

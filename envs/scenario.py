@@ -16,6 +16,7 @@ from trimtab.errors import ConfigError, UserError, unknown
 from trimtab.inner_training.disturbances import DisturbanceSettings
 from trimtab.inner_training.levers import LEVERS
 from trimtab.inner_training.signals import SIGNALS, all_signals, lever_signals
+from trimtab.inner_training.tasks.local_files import family_name, names_a_file
 
 DEFAULT_LEVERS = ("lr", "momentum", "weight_decay", "grad_clip")
 
@@ -108,6 +109,15 @@ class Scenario(Part):
     @classmethod
     def _distinct_families(cls, families: tuple[FamilyShare, ...]) -> tuple[FamilyShare, ...]:
         _names("task family", [one.name for one in families], [one.name for one in families])
+        seen: dict[str, str] = {}
+        for one in families:
+            form, _, path = one.name.partition(":")
+            known = family_name(form, Path(path)) if names_a_file(one.name) else one.name
+            if known in seen:
+                raise ValueError(
+                    f"{seen[known]!r} and {one.name!r} are both the family {known!r}; rename one of the files"
+                )
+            seen[known] = one.name
         return families
 
     @field_validator("reward")

@@ -208,7 +208,7 @@ def draw_events(settings: Sequence[DisturbanceSettings], seed: int, total_steps:
             begins = rng.integers(0, total_steps, rng.poisson(one.rate)).tolist()
         else:
             at = one.at or 0.0
-            begins = [int(at * total_steps if at < 1 else at)]
+            begins = [int(at * total_steps + 1e-6 if at < 1 else at)]  # 0.29 of 100 is 29
         for first in begins:
             steps, severity = round(_log_uniform(rng, *kind.steps)), _log_uniform(rng, *kind.severity)
             events.append(

@@ -99,7 +99,7 @@ class Health:
     lost: np.ndarray
 
 
-_STATE = ("caution", "rollbacks", "lost", "ceiling", "_first_loss", "_usual_loss", "_curvature")
+_STATE = ("caution", "rollbacks", "lost", "ceiling", "_first_loss", "_usual_loss", "_curvature", "_exploded")
 
 
 class Guard:
@@ -123,6 +123,7 @@ class Guard:
         self._first_loss = np.full(num_runs, np.nan)
         self._usual_loss = np.full(num_runs, np.nan)
         self._curvature = np.full(num_runs, np.nan)
+        self._exploded = np.zeros(num_runs, dtype=bool)  # rolled back for a finite explosion at the last decision
 
     def reset(self, mask: np.ndarray) -> None:
         """Starts the runs in ``mask`` afresh."""
@@ -132,6 +133,7 @@ class Guard:
         self._first_loss[mask] = np.nan
         self._usual_loss[mask] = np.nan
         self._curvature[mask] = np.nan
+        self._exploded[mask] = False
         self.ceiling[mask] = np.inf
 
     @property
@@ -143,7 +145,11 @@ class Guard:
         return 1 - self.rollbacks / budget
 
     def inspect(self, reading: Reading) -> Health:
-        """Judges the interval just finished: divergence is a non-finite statistic or an explosion of the loss."""
+        """Judges the interval just finished: divergence is a non-finite statistic or an explosion of the loss.
+
+        A loss that stands as high again after a rollback, before the restored weights have made a step, is that of other
+        data: the run then goes on from there, and what the rollback cost it is given back.
+        """
         num_runs = reading.num_runs
         nothing = np.zeros(num_runs, dtype=bool)
         if reading.measured is None:
@@ -155,14 +161,18 @@ class Guard:
         first = np.where(np.isnan(self._first_loss), np.where(finite, measured.losses[0], np.nan), self._first_loss)
         limit = self.config.explosion * np.abs(np.fmax(first, self._usual_loss))
         exploded = finite & (mean > limit)  # upwards only: a loss that may be negative falls without bound
-        diverged = live & (~finite | exploded)
+        shifted = live & exploded & self._exploded & (measured.losses[0] > limit)
+        diverged = live & (~finite | exploded) & ~shifted
+        self.rollbacks[shifted] -= 1
+        self.caution[shifted] = np.minimum(self.caution[shifted] / self.config.backoff, 1.0)
         self._first_loss[live] = first[live]
         calm = live & ~diverged
         usual = np.where(np.isnan(self._usual_loss), mean, 0.9 * self._usual_loss + 0.1 * mean)
-        self._usual_loss[calm] = usual[calm]
+        self._usual_loss[calm] = np.where(shifted, mean, usual)[calm]
         rollback = diverged & self.config.rollback & (self.rollbacks < self.config.rollback_budget)
         self.rollbacks[rollback] += 1
         self.caution[rollback] *= self.config.backoff
+        self._exploded = np.where(live, rollback & finite, self._exploded)
         # A loss that is high but finite may still come down: without a rollback only a non-finite run is lost.
         self.lost |= diverged & ~rollback & ~finite
         self._hold(reading, calm)

@@ -126,6 +126,7 @@ MALFORMED: list[tuple[dict[str, Any], tuple[str, ...]]] = [
     ({"intervall": 10}, ("'intervall'", "10", "did you mean 'interval'")),
     ({"val_examples": 63}, ("val_examples", "63", "at least 64")),
     ({"val_examples": None}, ("val_examples", "None", "a whole number")),
+    ({"families": ["npz:a/x.npz", "npz:b/X.npz"]}, ("'npz:a/x.npz'", "'npz:b/X.npz'", "'npz-x'", "rename")),
     ({"missing": 0.2}, ("missing", "0.2", "progress, validation, validation_every_max, measurements")),
     ({"missing": {"progress": 1.01}}, ("missing.progress", "1.01", "at most 1")),
     ({"missing": {"validation": -0.1}}, ("missing.validation", "-0.1", "at least 0")),

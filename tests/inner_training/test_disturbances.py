@@ -113,6 +113,11 @@ def test_an_event_without_severity_is_never_active() -> None:
     assert {kind: steps.tolist() for kind, steps in active.items()} == {"label-noise": [0], "data-shift": [10]}
 
 
+@given(share=st.integers(0, 99))
+def test_a_share_of_the_budget_is_that_many_steps(share: int) -> None:
+    assert draw_events([event("lost-steps", at=share / 100)], 0, 100)[0].first == share
+
+
 def test_the_worst_of_overlapping_events_acts() -> None:
     disturber = Disturber([event("lr-spike", severity=3.0), event("lr-spike", at=25, severity=2.0)], 1)
     disturber.write([0], [family().instance(0)])

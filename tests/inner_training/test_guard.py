@@ -80,11 +80,11 @@ def test_levers_move_what_they_say() -> None:
     assert LEVERS["weight_decay"].unavailable
 
 
-def diverging(guard: Guard, losses: list[float]) -> list[tuple[bool, bool, bool]]:
-    """Health after each interval of constant loss."""
+def diverging(guard: Guard, losses: list[float], begins: float | None = None) -> list[tuple[bool, bool, bool]]:
+    """Health after each interval of constant loss, but for its first step where ``begins`` is given."""
     verdicts = []
     for loss in losses:
-        health = guard.inspect(reading(np.full((4, 1), loss)))
+        health = guard.inspect(reading(np.array([[loss if begins is None else begins], [loss], [loss], [loss]])))
         verdicts.append((bool(health.stable[0]), bool(health.rollback[0]), bool(health.lost[0])))
     return verdicts
 
@@ -92,7 +92,7 @@ def diverging(guard: Guard, losses: list[float]) -> list[tuple[bool, bool, bool]
 @pytest.mark.parametrize("bad", [np.nan, np.inf, 1e4])
 def test_divergence_rolls_back_until_the_budget_is_spent(bad: float) -> None:
     guard = Guard(GuardConfig(rollback_budget=2, backoff=0.5), resolve_levers(["lr"]), 1)
-    verdicts = diverging(guard, [2.0, bad, 2.0, bad, bad, 2.0])
+    verdicts = diverging(guard, [2.0, bad, 2.0, bad, bad, 2.0], begins=2.0)
     assert verdicts[:4] == [(True, False, False), (False, True, False), (True, False, False), (False, True, False)]
     assert guard.caution[0] == 0.25
     assert verdicts[4][2] is not np.isfinite(bad)
@@ -184,3 +184,41 @@ def test_bad_levers_are_refused() -> None:
         register_lever(LEVERS["lr"])
     with pytest.raises(ConfigError, match="low"):
         register_lever(Lever(name="x", hyperparameter="lr", doc="x", low=2.0, high=3.0, rate=1.0))
+
+
+# --- divergence and other data -------------------------------------------------------------------------------------
+
+
+def judged(guard: Guard, *intervals: list[float]) -> list[tuple[bool, float, int]]:
+    """Rollback, caution and count after each interval of one run's losses."""
+    seen = []
+    for losses in intervals:
+        health = guard.inspect(reading(np.array(losses)[:, None]))
+        seen.append((bool(health.rollback[0]), float(guard.caution[0]), int(guard.rollbacks[0])))
+    return seen
+
+
+def test_a_loss_that_stays_high_without_a_step_is_that_of_other_data() -> None:
+    guard = Guard(GuardConfig(), [LEVERS["lr"]], 1)
+    seen = judged(guard, [0.1] * 3, [0.1, 2.0, 2.5], [2.4, 2.2, 2.1], [2.0] * 3, [2.0, 60.0, 900.0], [2.0] * 3)
+    assert seen == [
+        (False, 1.0, 0),
+        (True, 0.3, 1),  # it may be a divergence
+        (False, 1.0, 0),  # but the restored weights do no better before any step
+        (False, 1.0, 0),
+        (True, 0.3, 1),
+        (False, 0.3, 1),  # this time they did
+    ]
+
+
+def test_a_rate_that_is_too_large_is_lowered_again_and_again() -> None:
+    guard = Guard(GuardConfig(), [LEVERS["lr"]], 1)
+    seen = judged(guard, [0.1] * 3, *[[0.1, 5.0, 50.0]] * 5)
+    assert [rollback for rollback, _, _ in seen] == [False, True, True, True, True, False]
+    assert seen[-1][1:] == (pytest.approx(0.3**4), 4)
+
+
+def test_a_gradient_that_is_not_finite_is_never_other_data() -> None:
+    guard = Guard(GuardConfig(), [LEVERS["lr"]], 1)
+    seen = judged(guard, [0.1] * 3, [0.1, np.nan, np.nan], [5.0] * 3, [5.0] * 3)
+    assert seen[1:] == [(True, 0.3, 1), (True, pytest.approx(0.09), 2), (False, 0.3, 1)]
