@@ -64,9 +64,21 @@ class GuardSettings(Part):
     """The fields of ``GuardConfig``, validated."""
 
     rate_scale: Number = Field(default=1.0, gt=0, le=10)
+    smoothing: Number = Field(default=GuardConfig.smoothing, ge=0, lt=1)
+    dead_band: Number = Field(default=GuardConfig.dead_band, ge=0, lt=1)
+    hysteresis: Number = Field(default=GuardConfig.hysteresis, ge=0, lt=1)
+    rest: Whole = Field(default=GuardConfig.rest, ge=0, le=1000)
+    damping: Number = Field(default=GuardConfig.damping, ge=0, le=1)
+    joint: StrictBool = GuardConfig.joint
+    aftermath: Whole = Field(default=GuardConfig.aftermath, ge=0, le=1000)
+    trial: Whole | None = Field(default=GuardConfig.trial, ge=1, le=1000)
+    trial_rise: Number = Field(default=GuardConfig.trial_rise, gt=0, le=100)
+    range_margin: Number | None = Field(default=GuardConfig.range_margin, gt=0, le=2)
+    range_share: Number = Field(default=GuardConfig.range_share, gt=0, le=1)
     rollback: StrictBool = True
     rollback_budget: Whole = Field(default=4, ge=0, le=1000)
     backoff: Number = Field(default=0.3, gt=0, le=1)
+    recovery: Number = Field(default=GuardConfig.recovery, ge=1, le=100)
     explosion: Number = Field(default=10.0, gt=1, le=1e6)
     curvature_share: Number | None = Field(default=None, gt=0, le=1)
     decay_power: Number | None = Field(default=None, gt=0.5, le=1)

@@ -53,6 +53,8 @@ class Lever:
         available: ``base -> bool``: can this lever act on a run with that base?
         unavailable: why not, in words.
         null: value at multiplier 1; None for "the base itself, bit for bit".
+        step: change of the ln of the optimizer's step by that of the multiplier: 1, -1, or 0 for neither; by it the guard
+            holds levers together (see ``GuardConfig.joint``).
         per_grad_norm: the value is in units of the average gradient norm, and is made absolute by ``Steering``.
     """
 
@@ -67,6 +69,7 @@ class Lever:
     available: Available = _always
     unavailable: str = ""
     null: float | None = None
+    step: float = 0.0
     per_grad_norm: bool = False
 
     def value(self, base: np.ndarray, multiplier: np.ndarray) -> np.ndarray:
@@ -94,6 +97,7 @@ LEVERS: dict[str, Lever] = {
             low=1e-4,
             high=1e4,
             rate=1.0,
+            step=1.0,
         ),
         Lever(
             name="momentum",
@@ -105,6 +109,7 @@ LEVERS: dict[str, Lever] = {
             rate=0.3,
             target_low=1e-3,
             effective=_momentum,
+            step=-1.0,  # of a step that follows the average gradient, 1 / (1 - momentum)
         ),
         Lever(
             name="weight_decay",

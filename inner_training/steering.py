@@ -43,6 +43,7 @@ class Steering:
         multipliers: (N, L) float64, 1 is null.
         available: (N, L) bool.
         energy: what measures the energy of steps, if anything does; see ``step_energy``.
+        ranges: lowest and highest value (S,) of each signal that the policy met in training; None where it has none.
     """
 
     def __init__(self, levers: Sequence[Lever], signals: Sequence[Signal], guard: GuardConfig, num_runs: int) -> None:
@@ -54,6 +55,8 @@ class Steering:
         self._moves = np.zeros((num_runs, len(self.levers)))
         self._grad_average = np.full(num_runs, np.nan)
         self.energy: StepEnergy | None = None
+        self.ranges: tuple[np.ndarray, np.ndarray] | None = None
+        self._seen: np.ndarray | None = None
 
     def reset(self, mask: np.ndarray, base: Mapping[str, np.ndarray]) -> None:
         """Starts the runs in ``mask`` (bool, (N,)) afresh; ``base`` holds each hyperparameter's base, (N,)."""
@@ -92,7 +95,8 @@ class Steering:
 
     def observe(self, reading: Reading) -> np.ndarray:
         """(N, S) float32 observation in [-1, 1], one column per signal."""
-        return observe(self.signals, reading, self.memory)
+        self._seen = observe(self.signals, reading, self.memory)
+        return self._seen
 
     def decide(self, actions: np.ndarray, kinds: Mapping[str, Kind]) -> Move:
         """Moves the levers that a policy governs.
@@ -102,25 +106,33 @@ class Steering:
             kinds: lever name to ``"moves"`` or ``"targets"``; levers not named stay where they are.
         """
         before = self.multipliers.copy()
-        proposed = np.zeros_like(before)
-        reasons = np.zeros(before.shape, dtype=np.int64)
+        proposed, targets = np.zeros_like(before), np.zeros(len(self.levers), dtype=bool)
+        governed = np.zeros(before.shape, dtype=bool)
         names = [lever.name for lever in self.levers]
+        listened = self._in_range()
         for source, (name, kind) in enumerate(kinds.items()):
             column = names.index(name)
             proposed[:, column] = actions[:, source]
-            self.multipliers[:, column], reasons[:, column] = self.guard.limit(
-                self.levers[column],
-                np.asarray(actions[:, source], dtype=np.float64),
-                target=kind == "targets",
-                multiplier=before[:, column],
-                available=self.available[:, column],
-            )
-            if self.levers[column].hyperparameter == "lr":
-                over = self.multipliers[:, column] * self.guard.caution > self.guard.ceiling
-                reasons[:, column] |= np.where(over, Reason.ENVELOPE, 0)
-        after = self.multipliers.copy()
+            targets[column], governed[:, column] = kind == "targets", listened
+        after, reasons = self.guard.permit(proposed, targets, before, self.available, governed)
+        reasons |= np.where(listened, 0, Reason.OUT_OF_RANGE)[:, None]
+        for column, lever in enumerate(self.levers):
+            if lever.hyperparameter == "lr":
+                over = after[:, column] * self.guard.caution > self.guard.ceiling
+                reasons[:, column] |= np.where(over & governed[:, column], Reason.ENVELOPE, 0)
+        self.multipliers = after
         self._moves = np.log(np.maximum(after, 1e-30)) - np.log(np.maximum(before, 1e-30))
-        return Move(proposed=proposed, before=before, after=after, reasons=reasons)
+        return Move(proposed=proposed, before=before, after=after.copy(), reasons=reasons)
+
+    def _in_range(self) -> np.ndarray:
+        """(N,) bool: the last observation is one that the policy may have met in training (see ``ranges``)."""
+        margin, share = self.guard.config.range_margin, self.guard.config.range_share
+        if self.ranges is None or margin is None or self._seen is None:
+            return np.ones(self.num_runs, dtype=bool)
+        low, high = self.ranges
+        beyond = (self._seen < low - margin) | (self._seen > high + margin)
+        inside: np.ndarray = beyond.mean(1) < share
+        return inside
 
     def hold(self, reason: Reason = Reason.NONE) -> Move:
         """The identity decision: every lever stays where it is."""

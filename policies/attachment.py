@@ -29,7 +29,7 @@ from trimtab.policies.rules import RULES
 
 Mode = Literal["act", "advise"]
 UNMEASURED = ("progress", "base", "scale", "levers")  # groups of signals that need no telemetry
-FORMAT = 1  # of a saved state
+FORMAT = 2  # of a saved state
 DECIDE_EVERY = 10  # optimizer steps per decision where neither the user nor the policy says otherwise
 ATTACHED: WeakSet[torch.optim.Optimizer] = WeakSet()  # optimizers that have a controller
 MOST_DECISIONS = 100  # of a learned policy in one run: about as many as the longest runs of training had

@@ -184,7 +184,7 @@ class Controller:
     def _stand_back(self) -> Move:
         """A lost run is given back its base schedule."""
         self._steering.multipliers[:] = 1.0
-        self._steering.guard.caution[:] = 1.0
+        self._steering.guard.divergence.caution[:] = 1.0
         if self._snapshots is not None:
             self._snapshots.clear()
         return self._steering.hold(Reason.LOST)

@@ -1,0 +1,109 @@
+"""Has a run diverged, what is to be done about it, and how careful must it be afterwards? For N runs at once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from trimtab.inner_training.guard_config import GuardConfig
+from trimtab.inner_training.reading import Reading
+
+SUDDEN_AFTER = 2  # calm intervals from which losses that are not finite, out of the blue, are no fault of the rate
+USUAL = 0.9  # decay per decision of the loss that is usual
+
+
+@dataclass(frozen=True)
+class Health:
+    """What the guard concluded from a reading; bool arrays of shape (N,).
+
+    Attributes:
+        stable: this moment may become a snapshot.
+        rollback: the last stable snapshot must be restored now.
+        lost: the run has diverged for good.
+    """
+
+    stable: np.ndarray
+    rollback: np.ndarray
+    lost: np.ndarray
+
+
+class Divergence:
+    """Judges intervals, and keeps the caution that rollbacks leave behind.
+
+    Attributes:
+        caution: (N,) factor on the learning rate, lowered by rollbacks and given back by calm decisions.
+        rollbacks: (N,) int64, those done.
+        lost: (N,) bool, runs that diverged for good.
+        cap: (N,) the most that ``caution`` may return to.
+        calm: (N,) int64, calm intervals since the start or the last rollback.
+        first, usual: (N,) loss of the first step, and a long-term average of the intervals' means.
+        exploded: (N,) bool, rolled back for a finite explosion at the last decision.
+        backed_off: (N,) bool, the rate has been lowered before.
+        mean: (N,) mean loss of the last interval, NaN where it was not finite.
+    """
+
+    ARRAYS = ("caution", "rollbacks", "lost", "cap", "calm", "first", "usual", "exploded", "backed_off")
+
+    def __init__(self, config: GuardConfig, num_runs: int) -> None:
+        self.config = config
+        self.caution, self.cap = np.ones(num_runs), np.ones(num_runs)
+        self.rollbacks, self.calm = np.zeros(num_runs, dtype=np.int64), np.zeros(num_runs, dtype=np.int64)
+        self.lost, self.exploded, self.backed_off = (np.zeros(num_runs, dtype=bool) for _ in range(3))
+        self.first, self.usual, self.mean = (np.full(num_runs, np.nan) for _ in range(3))
+
+    def reset(self, mask: np.ndarray) -> None:
+        """Starts the runs in ``mask`` (bool, (N,)) afresh."""
+        for name, value in (("caution", 1.0), ("cap", 1.0), ("first", np.nan), ("usual", np.nan)):
+            getattr(self, name)[mask] = value
+        for name in ("rollbacks", "calm", "lost", "exploded", "backed_off"):
+            getattr(self, name)[mask] = 0
+
+    def judge(self, reading: Reading) -> Health:
+        """Judges the interval just finished: divergence is a non-finite statistic or an explosion of the loss.
+
+        A loss that stands as high again after a rollback, before the restored weights have made a step, is that of other
+        data: the run then goes on from there, and what the rollback cost it is given back.
+        """
+        assert reading.measured is not None
+        measured, live, config = reading.measured, ~reading.fresh & ~self.lost, self.config
+        finite = np.isfinite(measured.losses).all(0) & np.isfinite(measured.grad_norm).all(0)
+        finite &= np.isfinite(measured.update_norm).all(0) & np.isfinite(measured.weight_norm).all(0)
+        mean = self.mean = np.where(finite[None], measured.losses, np.nan).mean(0)
+        first = np.where(np.isnan(self.first), np.where(finite, measured.losses[0], np.nan), self.first)
+        limit = config.explosion * np.abs(np.fmax(first, self.usual))
+        exploded = finite & (mean > limit)  # upwards only: a loss that may be negative falls without bound
+        shifted = live & exploded & self.exploded & (measured.losses[0] > limit)
+        diverged = live & (~finite | exploded) & ~shifted
+        self._give_back(shifted)
+        self.first[live] = first[live]
+        calm = live & ~diverged
+        usual = np.where(np.isnan(self.usual), mean, USUAL * self.usual + (1 - USUAL) * mean)
+        self.usual[calm] = np.where(shifted, mean, usual)[calm]
+        rollback = diverged & config.rollback & (self.rollbacks < config.rollback_budget)
+        high = np.where(np.isfinite(measured.losses), measured.losses, -np.inf).max(0) > limit
+        sudden = rollback & ~finite & ~high & (self.calm >= SUDDEN_AFTER)
+        self._back_off(rollback, sudden)
+        self._recover(calm)
+        self.calm = np.where(calm, self.calm + 1, np.where(rollback, 0, self.calm))
+        self.exploded = np.where(live, rollback & finite, self.exploded)
+        # A loss that is high but finite may still come down: without a rollback only a non-finite run is lost.
+        self.lost = self.lost | (diverged & ~rollback & ~finite)
+        return Health(stable=calm, rollback=rollback, lost=self.lost.copy())
+
+    def _give_back(self, shifted: np.ndarray) -> None:
+        self.rollbacks[shifted] -= 1
+        self.caution[shifted] = np.minimum(self.caution[shifted] / self.config.backoff, 1.0)
+
+    def _back_off(self, rollback: np.ndarray, sudden: np.ndarray) -> None:
+        """Counts rollbacks and lowers the rate; out of the blue, when all was calm, the rate is not to blame."""
+        self.rollbacks[rollback] += 1
+        blamed = rollback & ~sudden
+        self.caution[blamed] *= self.config.backoff
+        again = blamed & self.backed_off  # the rate that it had come back to was too large
+        self.cap[again] = self.caution[again]
+        self.backed_off |= blamed
+
+    def _recover(self, calm: np.ndarray) -> None:
+        ready = calm & (self.calm >= self.config.aftermath)
+        self.caution = np.where(ready, np.minimum(self.caution * self.config.recovery, self.cap), self.caution)

@@ -1,0 +1,127 @@
+"""What the guard may be asked to do, and why it did what it did, in words."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntFlag
+
+
+class Reason(IntFlag):
+    """Why the guard changed what a policy proposed; several may hold at once."""
+
+    NONE = 0
+    NOT_FINITE = 1
+    UNAVAILABLE = 2
+    RATE = 4
+    BOUND = 8
+    ROLLED_BACK = 16
+    LOST = 32
+    FAULT = 64
+    ENVELOPE = 128
+    SMALL = 256
+    REVERSAL = 512
+    RESTING = 1024
+    DAMPED = 2048
+    AFTERMATH = 4096
+    JOINT = 8192
+    SMOOTHED = 16384
+    UNDONE = 32768
+    OUT_OF_RANGE = 65536
+    LATE = 131072
+    SWITCHED_OFF = 262144
+
+
+REASON_WORDS: dict[Reason, str] = {
+    Reason.NOT_FINITE: "the proposed action was not a finite number, so the lever holds",
+    Reason.UNAVAILABLE: "the lever does not exist for this run, so it stays at null",
+    Reason.RATE: "the proposed move was larger than the rate limit allows",
+    Reason.BOUND: "the proposed multiplier was outside its absolute bounds",
+    Reason.ROLLED_BACK: "the run diverged, so the last stable snapshot was restored and the learning rate lowered",
+    Reason.LOST: "the run diverged and the rollback budget is spent, so the controller stands back",
+    Reason.ENVELOPE: "the learning rate is held below the ceiling of the guard's envelope",
+    Reason.FAULT: "the policy raised an error, so every lever holds",
+    Reason.SMALL: "the proposed move was within the dead band, so the lever holds",
+    Reason.REVERSAL: "the proposed move would turn the lever round for little, so it holds",
+    Reason.RESTING: "the lever rests after its last move",
+    Reason.DAMPED: "the lever has been going to and fro, so its move was damped",
+    Reason.AFTERMATH: "the run was rolled back a short while ago, so larger steps return only gradually",
+    Reason.JOINT: "levers together would have raised the step faster than the learning rate alone may rise",
+    Reason.SMOOTHED: "the proposed move was averaged with the last one",
+    Reason.UNDONE: "the loss rose in the window after the last moves, so they were taken back",
+    Reason.OUT_OF_RANGE: "the signals lie outside what the policy met in training, so every lever holds",
+    Reason.LATE: "the policy took longer than its time limit, so every lever holds",
+    Reason.SWITCHED_OFF: "the controller is switched off, so the run goes on by its own settings",
+}
+
+
+def in_words(code: int) -> str:
+    """The reasons in ``code`` as one sentence; empty for none.
+
+    >>> in_words(Reason.BOUND)
+    'the proposed multiplier was outside its absolute bounds'
+    """
+    return "; ".join(words for reason, words in REASON_WORDS.items() if code & reason)
+
+
+@dataclass(frozen=True, kw_only=True)
+class GuardConfig:
+    """Settings of the guard; defaults are ours, calibrated on the training scenarios (docs/decisions.md).
+
+    What a policy proposes as a *move* passes, in this order, through smoothing, dead band, rate limit, rest, damping,
+    aftermath and the joint limit. A *target* is held to its bounds alone, so that a schedule is exact.
+
+    Attributes:
+        rate_scale: factor on every lever's rate limit, in (0, 10].
+        smoothing: share of a lever's last move in its next one, in [0, 1).
+        dead_band: moves smaller than this, in units of the rate, are none; in [0, 1).
+        hysteresis: how much larger than the dead band a move must be that turns a lever round; in [0, 1).
+        rest: decisions that a lever rests after a move, >= 0.
+        damping: share by which a lever's rate shrinks while it only goes to and fro, in [0, 1].
+        joint: whether levers that make the step larger share the rate limit of the learning rate.
+        aftermath: decisions after a rollback in which moves that make the step larger return to their full rate, >= 0.
+        trial: decisions for which moves are watched before they are kept, >= 1; None keeps them at once.
+        trial_rise: rise of the short-term ln loss over a trial at which its moves are taken back, > 0.
+        range_margin: how far beyond its range in training a signal counts as unknown to a learned policy, > 0, in units of
+            the signal; None never does.
+        range_share: share of its signals beyond their ranges from which a policy is not listened to, in (0, 1].
+        rollback: restore the last stable snapshot when a run diverges.
+        rollback_budget: rollbacks allowed per run, >= 0.
+        backoff: factor on the learning rate after each rollback, in (0, 1].
+        recovery: factor on that factor at each decision, after ``aftermath`` calm ones, until it is 1 again, or the rate
+            at which the run has diverged once more; >= 1, 1 never gives it back.
+        explosion: a run has diverged when the mean loss of an interval exceeds this factor times the larger of
+            its first loss and its long-term average (of its magnitude, where that is negative); > 1.
+        curvature_share: holds the learning rate of SGD below this share, in (0, 1], of what the measured curvature
+            allows (``envelope.curvature_ceiling``); None is no such ceiling.
+        decay_power: holds the learning rate below a ceiling that decays with this power, in (0.5, 1]
+            (``envelope.decay_ceiling``); None is no such ceiling.
+        decay_factor: where that ceiling begins, in initial learning rates; > 0.
+        decay_after: steps until that ceiling has begun to fall, >= 1.
+    """
+
+    rate_scale: float = 1.0
+    smoothing: float = 0.0
+    dead_band: float = 0.02
+    hysteresis: float = 0.05
+    rest: int = 0
+    damping: float = 0.5
+    joint: bool = True
+    aftermath: int = 5
+    trial: int | None = None
+    trial_rise: float = 0.5
+    range_margin: float | None = 0.25
+    range_share: float = 0.3
+    rollback: bool = True
+    rollback_budget: int = 4
+    backoff: float = 0.3
+    recovery: float = 1.2
+    explosion: float = 10.0
+    curvature_share: float | None = None
+    decay_power: float | None = None
+    decay_factor: float = 10.0
+    decay_after: int = 100
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """The measurements that the guard reads beside those of every interval."""
+        return () if self.curvature_share is None else ("curvature_max",)

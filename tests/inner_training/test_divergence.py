@@ -1,0 +1,65 @@
+"""Caution after rollbacks: who is blamed, what is given back, and how far."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from tests.inner_training.test_signals import reading
+from trimtab.inner_training.divergence import Divergence
+from trimtab.inner_training.guard_config import GuardConfig
+
+CALM, BURST, SUDDEN = [1.0] * 3, [1.0, 50.0, 90.0], [1.0, 1.0, np.nan]
+
+
+def judged(config: GuardConfig, *intervals: list[float]) -> tuple[list[bool], list[float], Divergence]:
+    """Rollbacks and caution of one run after each interval of losses."""
+    made = Divergence(config, 1)
+    rollbacks, caution = [], []
+    for losses in intervals:
+        rollbacks.append(bool(made.judge(reading(np.array(losses)[:, None])).rollback[0]))
+        caution.append(float(made.caution[0]))
+    return rollbacks, caution, made
+
+
+def test_what_comes_out_of_the_blue_is_not_blamed_on_the_rate() -> None:
+    _, caution, made = judged(GuardConfig(), CALM, CALM, SUDDEN, CALM, CALM)
+    assert caution == [1.0] * 5 and made.rollbacks[0] == 1
+
+
+@pytest.mark.parametrize("start", [[], [CALM], [CALM, CALM, SUDDEN], [CALM, CALM, BURST]])
+def test_without_calm_before_it_is(start: list[list[float]]) -> None:
+    _, caution, _ = judged(GuardConfig(), *start, SUDDEN)
+    assert caution[-1] == pytest.approx((caution[-2] if start else 1.0) * 0.3)
+
+
+def test_losses_that_were_high_before_they_were_lost_are_blamed_on_it() -> None:
+    _, caution, _ = judged(GuardConfig(), CALM, CALM, [1.0, 80.0, np.nan])
+    assert caution[-1] == 0.3
+
+
+def test_caution_is_given_back_gradually_after_calm() -> None:
+    config = GuardConfig(aftermath=2, recovery=1.5)
+    _, caution, _ = judged(config, CALM, CALM, BURST, *[CALM] * 8)
+    assert caution[2:] == pytest.approx([0.3, 0.3, 0.3, 0.45, 0.675, 1, 1, 1, 1])
+
+
+def test_a_rate_that_failed_again_is_not_returned_to() -> None:
+    config = GuardConfig(aftermath=1, recovery=2.0)
+    rollbacks, caution, made = judged(config, CALM, CALM, BURST, CALM, CALM, BURST, *[CALM] * 6)
+    assert rollbacks == [False, False, True, False, False, True, *[False] * 6]
+    assert caution[4] == 0.6 and caution[5] == pytest.approx(0.18) and made.cap[0] == pytest.approx(0.18)
+    assert caution[-1] == pytest.approx(0.18)
+
+
+def test_without_recovery_caution_stays() -> None:
+    _, caution, _ = judged(GuardConfig(recovery=1.0), CALM, CALM, BURST, *[CALM] * 20)
+    assert caution[-1] == 0.3
+
+
+def test_a_reset_starts_afresh() -> None:
+    _, _, made = judged(GuardConfig(), CALM, CALM, BURST)
+    fresh = Divergence(GuardConfig(), 1)
+    made.reset(np.array([True]))
+    for name in Divergence.ARRAYS:
+        np.testing.assert_array_equal(getattr(made, name), getattr(fresh, name))
