@@ -36,7 +36,7 @@ REASON_WORDS: dict[Reason, str] = {
     Reason.UNAVAILABLE: "the lever does not exist for this run, so it stays at null",
     Reason.RATE: "the proposed move was larger than the rate limit allows",
     Reason.BOUND: "the proposed multiplier was outside its absolute bounds",
-    Reason.ROLLED_BACK: "the run diverged, so the last stable snapshot was restored and the learning rate lowered",
+    Reason.ROLLED_BACK: "the run diverged, so the last stable snapshot was restored",
     Reason.LOST: "the run diverged and the rollback budget is spent, so the controller stands back",
     Reason.ENVELOPE: "the learning rate is held below the ceiling of the guard's envelope",
     Reason.FAULT: "the policy raised an error, so every lever holds",
@@ -120,6 +120,20 @@ class GuardConfig:
     decay_power: float | None = None
     decay_factor: float = 10.0
     decay_after: int = 100
+
+    @classmethod
+    def bare(cls) -> GuardConfig:
+        """Bounds and rate limits alone."""
+        return cls(
+            dead_band=0.0,
+            hysteresis=0.0,
+            damping=0.0,
+            joint=False,
+            aftermath=0,
+            range_margin=None,
+            rollback=False,
+            recovery=1.0,
+        )
 
     @property
     def needs(self) -> tuple[str, ...]:

@@ -185,6 +185,11 @@ class LiveRun:
             if lever.hyperparameter not in ("lr", CLIP) and available
         ]
 
+    def release(self) -> None:
+        """Every hyperparameter is the user's own from the next step on."""
+        self.lr_multiplier, self.clip = 1.0, float("inf")
+        self._others, self._assigned = [], []
+
     def assign(self, values: Mapping[str, float]) -> None:
         """Takes over effective values of hyperparameters but the learning rate, from the next step on.
 

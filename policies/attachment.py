@@ -30,6 +30,7 @@ from trimtab.policies.rules import RULES
 Mode = Literal["act", "advise"]
 UNMEASURED = ("progress", "base", "scale", "levers")  # groups of signals that need no telemetry
 FORMAT = 2  # of a saved state
+SWITCH = "TRIMTAB_OFF"  # environment variable that switches every controller of a process off
 DECIDE_EVERY = 10  # optimizer steps per decision where neither the user nor the policy says otherwise
 ATTACHED: WeakSet[torch.optim.Optimizer] = WeakSet()  # optimizers that have a controller
 MOST_DECISIONS = 100  # of a learned policy in one run: about as many as the longest runs of training had
@@ -60,6 +61,11 @@ class Attachment:
         }
 
 
+def switched_off() -> bool:
+    """Whether the environment variable ``TRIMTAB_OFF`` switches every controller of this process off."""
+    return os.environ.get(SWITCH, "0") not in ("", "0")
+
+
 def decision_period(policy: Policy, total_steps: int | None) -> int:
     """Optimizer steps between decisions where the user leaves them to the policy.
 
@@ -86,6 +92,8 @@ def steering_of(settings: Attachment, signals: Sequence[Signal], optimizer: torc
     """The steering of one live run, with the meter of its device where a signal reads it."""
     steering = Steering(levers_of(settings.policy), signals, settings.guard, 1)
     steering.energy = step_energy(signals, optimizer.param_groups[0]["params"][0].device)
+    if isinstance(settings.policy, LearnedPolicy):
+        steering.ranges = settings.policy.obs_low, settings.policy.obs_high
     return steering
 
 
@@ -173,7 +181,7 @@ def check_guard(given: object, mode: Mode) -> GuardConfig:
     """The guard's settings; an adviser never rolls back."""
     if given is not None and given is not False and not isinstance(given, GuardConfig):
         raise UserError(f"guard is {given!r}; it must be None (the default guard), a GuardConfig, or False (off)")
-    config = given if isinstance(given, GuardConfig) else GuardConfig(rollback=given is None)
+    config = given if isinstance(given, GuardConfig) else GuardConfig() if given is None else GuardConfig.bare()
     check_live("the guard's curvature_share", config.needs)
     return replace(config, rollback=False) if mode == "advise" else config
 

@@ -21,6 +21,7 @@ from trimtab.inner_training.steering import Move
 from trimtab.policies import attachment
 from trimtab.policies.attachment import Attachment
 from trimtab.policies.audit import Audit
+from trimtab.policies.listening import Listener
 from trimtab.policies.plain import from_plain, to_plain
 from trimtab.policies.trail import Decision, Event, Trail, log_mean_loss
 
@@ -46,9 +47,8 @@ class Controller:
         self._optimizer, self._settings, self._policy = optimizer, settings, settings.policy
         signals = resolve_signals(self._policy.signals)
         self._steering = attachment.steering_of(settings, signals, optimizer)
-        self._policy_state = self._policy.init(1)
         self._val_loss: Tensor | float = math.nan
-        self._decided_at, self._detached = 0, False
+        self._decided_at, self._detached, self._enabled = 0, False, True
         self._snapshots = None
         if settings.mode == "act" and settings.guard.rollback:
             self._snapshots = LiveSnapshots(optimizer, settings.model, settings.stateful)
@@ -57,6 +57,7 @@ class Controller:
         self._window = attachment.measuring_window(signals, settings.decide_every)
         self._run = LiveRun(optimizer, self._window, self._before_first_step)
         self._run.measure(needs_of(signals), settings.model)
+        self._listener = Listener(self._policy, self._run.hooks.say)
         if said := attachment.unknown_here(signals, settings.model):
             self._run.hooks.say("unknown signals", said)
         self._steering.reset(np.ones(1, dtype=bool), self._run.base(self._steering.levers))
@@ -97,11 +98,37 @@ class Controller:
     @property
     def multipliers(self) -> dict[str, float]:
         """Multiplier in force for each lever, the guard's caution included; 1 is null."""
-        if self._settings.mode == "advise" or self._detached:
+        if self._settings.mode == "advise" or self._detached or not self.enabled:
             return dict.fromkeys(self._policy.levers, 1.0)
         now = self._named(self._steering.multipliers[0])
         rate = float(self._steering.lr_multiplier[0])
         return {**now, "lr": rate} if "lr" in now or rate != 1 else now
+
+    @property
+    def enabled(self) -> bool:
+        """False after ``switch_off``, and while the environment variable ``TRIMTAB_OFF`` is set (to anything but 0)."""
+        return self._enabled and not attachment.switched_off()
+
+    def switch_off(self) -> None:
+        """From the next step on the run goes on by its own settings, as without a controller; nothing is forgotten."""
+        self._enabled = False
+        self._run.release()
+
+    def switch_on(self) -> None:
+        """Takes the levers up again where they were, from the next step on."""
+        self._enabled = True
+        if self.enabled and self._settings.mode == "act":
+            self._run.apply(self._steering)
+
+    @property
+    def time_limit(self) -> float | None:
+        """Seconds that the policy may take for a decision; None for no limit. A later answer is not used, and after three
+        of them the policy is not asked any more. It may be set at any time, and is not saved."""
+        return self._listener.time_limit
+
+    @time_limit.setter
+    def time_limit(self, seconds: float | None) -> None:
+        self._listener.time_limit = check_deadline("time_limit", seconds)
 
     @property
     def deadline(self) -> float | None:
@@ -138,15 +165,14 @@ class Controller:
         before, step = self.multipliers, self._run.steps
         observation, log_loss, rolled_back = None, None, False
         try:
-            reading = self._reading(measure)
-            rolled_back = self._follow(self._steering.assess(reading), reading)
-            log_loss = log_mean_loss(reading) if measure else None
-            if self._steering.guard.lost[0]:
-                move = self._stand_back()
+            if self.enabled:
+                reading = self._reading(measure)
+                rolled_back = self._follow(self._steering.assess(reading), reading)
+                log_loss = log_mean_loss(reading) if measure else None
+                observation, move = self._answer(reading)
             else:
-                check_readable(reading, self._steering.signals)
-                observation = self._steering.observe(reading)
-                move = self._ask(observation)
+                self._run.release()
+                move = self._steering.hold(Reason.SWITCHED_OFF)
         except Exception as error:  # noqa: BLE001 - whatever it is, the training must not stop for it
             self._run.hooks.say(
                 "decision", f"a decision of policy {self._policy.name!r} failed, so every lever holds: {error!r}"
@@ -173,13 +199,16 @@ class Controller:
             self._snapshots.take(self._run.steps)
         return False
 
-    def _ask(self, observation: np.ndarray) -> Move:
-        proposed, state = self._policy.act(observation, self._policy_state)
-        actions = np.asarray(proposed, dtype=np.float64)
-        if actions.shape != (1, len(self._policy.levers)):
-            raise ValueError(f"actions of shape {actions.shape} for 1 run and {len(self._policy.levers)} levers")
-        self._policy_state = state
-        return self._steering.decide(actions, self._policy.levers)
+    def _answer(self, reading: Reading) -> tuple[np.ndarray | None, Move]:
+        """What the policy saw and did; nothing, where it is not asked."""
+        if self._steering.guard.lost[0]:
+            return None, self._stand_back()
+        check_readable(reading, self._steering.signals)
+        observation = self._steering.observe(reading)
+        actions = self._listener.ask(observation)
+        if actions is None:
+            return observation, self._steering.hold(Reason.LATE)
+        return observation, self._steering.decide(actions, self._policy.levers)
 
     def _stand_back(self) -> Move:
         """A lost run is given back its base schedule."""
@@ -191,6 +220,8 @@ class Controller:
 
     def _take_effect(self, move: Move) -> dict[str, float]:
         """Applies a move, or takes it back where it is only advice; gives the multipliers that it decided on."""
+        if not self.enabled:
+            return self.multipliers
         if self._settings.mode == "act":
             self._run.hooks.safely("applying multipliers", lambda: self._run.apply(self._steering))
             return self.multipliers
@@ -211,7 +242,7 @@ class Controller:
     ) -> Decision:
         codes = int(np.bitwise_or.reduce(move.reasons[0])) | (Reason.ROLLED_BACK if rolled_back else 0)
         applied = self.multipliers
-        answered = not codes & (Reason.FAULT | Reason.LOST)
+        answered = not codes & (Reason.FAULT | Reason.LOST | Reason.LATE | Reason.SWITCHED_OFF)
         event = Event(
             step=step,
             observation=None if observation is None else observation[0],
@@ -245,7 +276,7 @@ class Controller:
             "decided_at": self._decided_at,
             "val_loss": float(self._val_loss),
             "steering": self._steering.state_dict(),
-            "policy_state": to_plain(self._policy_state),
+            "policy_state": to_plain(self._listener.state),
             "run": self._run.state_dict(),
             "journal": self._trail.journal.state_dict(),
         }
@@ -259,11 +290,11 @@ class Controller:
         """
         attachment.check_state(state, self._settings.identity(), self._run.scheduled_lr)
         self._steering.load_state_dict(state["steering"])
-        self._policy_state = from_plain(state["policy_state"])
+        self._listener.state = from_plain(state["policy_state"])
         self._run.load_state_dict(state["run"])
         self._trail.journal.load_state_dict(state["journal"])
         self._decided_at, self._val_loss = int(state["decided_at"]), float(state["val_loss"])
-        if self._settings.mode == "act":
+        if self._settings.mode == "act" and self.enabled:
             self._run.apply(self._steering)
         if self._snapshots is not None:
             self._snapshots.clear()

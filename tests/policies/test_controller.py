@@ -119,7 +119,7 @@ def test_a_spoiled_gradient_is_undone(kind: Any, spoil: float) -> None:
     assert torch.equal(loop.weights(), confirmed), "not the candidate of step 20, but the moment before it"
     assert all(one is other for one, other in zip(loop.model.parameters(), parameters, strict=True))
     assert all(torch.isfinite(buffer).all() for buffer in loop.model.buffers())
-    assert loop.controller.multipliers == {"lr": pytest.approx(0.3)}
+    assert loop.controller.multipliers == {"lr": 1.0}, "all was calm before, so the rate is not to blame"
     before = np.mean(loop.losses[:10])
     loop.run(100)
     assert np.mean(loop.losses[-10:]) < before and np.isfinite(loop.losses[-100:]).all()
@@ -314,6 +314,77 @@ def test_advice_touches_nothing() -> None:
     assert "would have changed a lever" in loop.controller.summary()
 
 
+# --- switches -------------------------------------------------------------------------------------------------------
+
+
+def half_rate(optimizer: torch.optim.Optimizer) -> list[float]:
+    """Collects the learning rate inside each step."""
+    rates: list[float] = []
+    optimizer.register_step_pre_hook(lambda opt, args, kwargs: rates.append(opt.param_groups[0]["lr"]))
+    return rates
+
+
+def test_switched_off_the_run_goes_on_by_its_own_settings() -> None:
+    loop = Loop(sgd)
+    loop.controller = attach(loop.optimizer, model=loop.model, policy=Scripted([[0.5]], decide_every=5))
+    rates = half_rate(loop.optimizer)
+    loop.run(3)
+    loop.controller.switch_off()
+    assert not loop.controller.enabled and loop.controller.multipliers == {"lr": 1.0}
+    loop.run(9)
+    assert any("switched off" in decision.reason for decision in loop.decisions)
+    loop.controller.switch_on()
+    loop.run(2)
+    assert rates == [0.025] * 3 + [0.05] * 9 + [0.025] * 2
+
+
+def test_an_environment_variable_switches_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    loop = Loop(sgd)
+    loop.controller = attach(loop.optimizer, model=loop.model, policy=Scripted([[0.5]], decide_every=5))
+    rates = half_rate(loop.optimizer)
+    loop.run(3)
+    monkeypatch.setenv("TRIMTAB_OFF", "1")
+    loop.run(5)
+    monkeypatch.setenv("TRIMTAB_OFF", "0")
+    loop.run(4)
+    assert rates == [0.025] * 5 + [0.05] * 5 + [0.025] * 2, "it is looked up at decisions"
+
+
+def test_a_late_answer_is_not_used_and_a_slow_policy_not_asked_any_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [0.0]
+    monkeypatch.setattr("trimtab.policies.listening.time.monotonic", lambda: clock[0])
+
+    class Slow(Scripted):
+        asked = 0
+
+        def act(self, observations: np.ndarray, state: Any) -> Any:
+            self.asked += 1
+            clock[0] += 5.0 if self.asked in (2, 5, 7, 8) else 0.1  # after the trial, the first and four more
+            return super().act(observations, state)
+
+    loop, policy = Loop(sgd), Slow([[0.5]], decide_every=5)
+    loop.controller = attach(loop.optimizer, model=loop.model, policy=policy)
+    assert loop.controller.multipliers["lr"] == 0.5, "the first answer may take its time"
+    loop.run(60)
+    late = [index for index, decision in enumerate(loop.decisions) if "took longer" in decision.reason]
+    assert late == [14, 24, 29, 34, 39, 44, 49, 54, 59] and policy.asked == 8
+    with pytest.raises(UserError, match="time_limit"):
+        loop.controller.time_limit = 0
+
+
+def test_signals_beyond_their_ranges_in_training_are_not_acted_on() -> None:
+    loop = Loop(sgd)
+    loop.controller = attach(loop.optimizer, model=loop.model, policy="default", total_steps=200)
+    steering = loop.controller._steering
+    assert steering.ranges is not None
+    loop.run(20)
+    before = loop.controller.multipliers
+    steering.ranges = np.full_like(steering.ranges[0], 2.0), np.full_like(steering.ranges[1], 3.0)
+    loop.run(10)
+    assert "outside what the policy met" in loop.decisions[-1].reason
+    assert loop.controller.multipliers == before
+
+
 # --- summary ------------------------------------------------------------------------------------------------------
 
 
@@ -325,9 +396,9 @@ def test_the_summary_says_what_changed_why_and_what_came_of_it() -> None:
         loop.step(spoil=math.nan if step == 47 else None)
     text = loop.controller.summary()
     assert text.splitlines()[0] == (
-        "policy scripted, mode act: 60 steps, 13 decisions, 2 of which changed a lever, rollbacks: 1"
+        "policy scripted, mode act: 60 steps, 13 decisions, 1 of which changed a lever, rollbacks: 1"
     )
-    assert "lr: now x0.15, between x0.15 and x1" in text
+    assert "lr: now x0.5, between x0.5 and x1" in text
     assert "1 x the run diverged, so the last stable snapshot was restored" in text
     assert "step 10: lr x1 -> x0.5; moved by the policy (loss_slope " in text
     fell = math.log(np.mean(loop.losses[10:15])) - math.log(np.mean(loop.losses[5:10]))

@@ -1,0 +1,56 @@
+"""Asking a policy in a live run: its answer must have the right shape and come in time."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import numpy as np
+
+from trimtab.policies.policy import Policy
+
+SECONDS = 1.0  # that a policy may take for an answer, unless ``Controller.time_limit`` says otherwise
+LATE_ANSWERS = 3  # after which a policy is not asked any more
+
+
+class Listener:
+    """Asks a policy, and keeps its state.
+
+    A decision is taken in the training's own thread, so an answer that never comes cannot be waited out; one that comes
+    late is not used, and a policy that is late too often is not asked any more.
+
+    Attributes:
+        state: of the policy.
+        time_limit: seconds for an answer, None for no limit. The first answer may take longer, for a warm-up.
+        late: answers that came too late.
+    """
+
+    def __init__(self, policy: Policy, say: Callable[[str, str], None]) -> None:
+        self.policy, self.state = policy, policy.init(1)
+        self.time_limit: float | None = SECONDS
+        self.late, self._asked, self._say = 0, False, say
+
+    def ask(self, observation: np.ndarray) -> np.ndarray | None:
+        """The policy's action (1, L) float64; None when it came too late.
+
+        Raises:
+            ValueError: it is not of that shape.
+        """
+        if self.late >= LATE_ANSWERS:
+            return None
+        began = time.monotonic()
+        proposed, state = self.policy.act(observation, self.state)
+        seconds, first, self._asked = time.monotonic() - began, not self._asked, True
+        if not first and self.time_limit is not None and seconds > self.time_limit:
+            self.late += 1
+            self._say(
+                "late",
+                f"policy {self.policy.name!r} took {seconds:.3g} s for a decision, more than the {self.time_limit:g} s of "
+                f"controller.time_limit, so every lever held; after {LATE_ANSWERS} such it is not asked any more",
+            )
+            return None
+        actions = np.asarray(proposed, dtype=np.float64)
+        if actions.shape != (1, len(self.policy.levers)):
+            raise ValueError(f"actions of shape {actions.shape} for 1 run and {len(self.policy.levers)} levers")
+        self.state = state
+        return actions
