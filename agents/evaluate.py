@@ -202,7 +202,7 @@ def check_fits(policy: Policy, scenario: Scenario) -> None:
     Raises:
         MismatchError: names the levers, or the signals, that the scenario lacks.
     """
-    lacking = [name for name in policy.levers if name not in scenario.levers]
+    lacking = [name for name, kind in policy.levers.items() if kind != "events" and name not in scenario.levers]
     if lacking:
         raise MismatchError(
             f"policy {policy.name!r} moves {', '.join(lacking)}, but scenario {scenario.id!r} has only the levers "

@@ -187,6 +187,8 @@ class Episodes:
         if not self._begun:
             raise MismatchError("no episode has begun; call reset before the first step")
         move = self.steering.decide(self._moves(actions, kinds), self._kinds if kinds is None else kinds)
+        for event, mask in move.fired.items():
+            self.populations.fire(event, mask)
         self.populations.set_lr_multiplier(self.steering.lr_multiplier)
         self.populations.set_hyperparameters(self.steering.hyperparameters(self._base))
         measured, loss = self.populations.advance(self.scenario.interval, self.scenario.val_examples)

@@ -261,6 +261,11 @@ class Populations:
         for member, block in self._pairs():
             member.snapshot(mask[block])
 
+    def fire(self, event: str, mask: np.ndarray) -> None:
+        """Does what an event does to the runs in ``mask`` (bool, (N,))."""
+        for member, block in self._pairs():
+            member.fire(event, mask[block])
+
     def restore(self, mask: np.ndarray) -> None:
         """Puts the runs in ``mask`` back to their last confirmed moment."""
         for member, block in self._pairs():

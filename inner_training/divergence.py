@@ -91,6 +91,11 @@ class Divergence:
         self.lost = self.lost | (diverged & ~rollback & ~finite)
         return Health(stable=calm, rollback=rollback, lost=self.lost.copy())
 
+    def ask(self, rollback: np.ndarray) -> None:
+        """Counts rollbacks (N,) that somebody else asked for; the rate is theirs to lower."""
+        self.rollbacks[rollback] += 1
+        self.calm[rollback] = 0
+
     def _give_back(self, shifted: np.ndarray) -> None:
         self.rollbacks[shifted] -= 1
         self.caution[shifted] = np.minimum(self.caution[shifted] / self.config.backoff, 1.0)

@@ -9,6 +9,7 @@ import numpy as np
 
 from trimtab.inner_training.divergence import Divergence, Health
 from trimtab.inner_training.envelope import curvature_ceiling, decay_ceiling
+from trimtab.inner_training.events import REST, check_event
 from trimtab.inner_training.guard_config import REASON_WORDS, GuardConfig, Reason, in_words
 from trimtab.inner_training.levers import Lever
 from trimtab.inner_training.moderation import Moderation
@@ -36,12 +37,15 @@ class Guard:
         self.trials = Trials(config.trial, config.trial_rise, num_runs, len(self.levers))
         self.ceiling = np.full(num_runs, np.inf)
         self._curvature = np.full(num_runs, np.nan)
+        self._since: dict[str, np.ndarray] = {}  # decisions that each event still rests
 
     def reset(self, mask: np.ndarray) -> None:
         """Starts the runs in ``mask`` (bool, (N,)) afresh."""
         for part in self._parts.values():
             part.reset(mask)
         self._curvature[mask], self.ceiling[mask] = np.nan, np.inf
+        for rest in self._since.values():
+            rest[mask] = 0
 
     @property
     def caution(self) -> np.ndarray:
@@ -73,6 +77,8 @@ class Guard:
             return Health(stable=~self.lost, rollback=nothing, lost=self.lost.copy())
         health = self.divergence.judge(reading)
         self.moderation.pass_on(health.rollback)
+        for rest in self._since.values():
+            np.maximum(rest - 1, 0, out=rest)
         self.trials.note(self.divergence.mean, health.stable, health.rollback)
         self._hold(reading, health.stable)
         return health
@@ -137,6 +143,27 @@ class Guard:
         self.trials.begin(multipliers, (moving & (after != multipliers)).any(1) & ~failed)
         return after, reasons
 
+    def permit_event(self, name: str, wanted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Which of the runs ``wanted`` (bool, (N,)) an event happens in, and the reasons (N,) where it does not.
+
+        An event rests for some decisions after it has happened. A rollback that a policy asks for counts as one of the
+        guard's own.
+        """
+        check_event(name)
+        rest = self._since.setdefault(name, np.zeros(len(wanted), dtype=np.int64))
+        possible = np.ones(len(wanted), dtype=bool)
+        if name == "rollback":
+            possible &= self.config.rollback & (self.rollbacks < self.config.rollback_budget)
+        permitted = wanted & possible & ~self.lost & (rest == 0)
+        rest[permitted] = REST
+        if name == "rollback":
+            self.divergence.ask(permitted)
+            self.moderation.shaken[permitted] = self.config.aftermath
+            self.trials.left[permitted] = 0
+        reason = np.where(wanted & (rest > 0) & ~permitted, Reason.RESTING, 0)
+        reason |= np.where(wanted & ~possible, Reason.SPENT, 0) | np.where(wanted & self.lost, Reason.LOST, 0)
+        return permitted, reason
+
     @property
     def _parts(self) -> dict[str, Divergence | Moderation | Trials]:
         return {"divergence": self.divergence, "moderation": self.moderation, "trials": self.trials}
@@ -144,13 +171,15 @@ class Guard:
     def state_dict(self) -> dict[str, Any]:
         """Plain lists."""
         held = {part: {name: getattr(one, name).tolist() for name in one.ARRAYS} for part, one in self._parts.items()}
-        return {**held, "ceiling": self.ceiling.tolist(), "curvature": self._curvature.tolist()}
+        events = {name: rest.tolist() for name, rest in self._since.items()}
+        return {**held, "events": events, "ceiling": self.ceiling.tolist(), "curvature": self._curvature.tolist()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restores what ``state_dict`` gave."""
         for name, part in self._parts.items():
             for array in part.ARRAYS:
                 setattr(part, array, np.asarray(state[name][array], dtype=getattr(part, array).dtype))
+        self._since = {name: np.asarray(rest, dtype=np.int64) for name, rest in state["events"].items()}
         self.ceiling = np.asarray(state["ceiling"], dtype=np.float64)
         self._curvature = np.asarray(state["curvature"], dtype=np.float64)
 

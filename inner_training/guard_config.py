@@ -29,6 +29,7 @@ class Reason(IntFlag):
     OUT_OF_RANGE = 65536
     LATE = 131072
     SWITCHED_OFF = 262144
+    SPENT = 524288
 
 
 REASON_WORDS: dict[Reason, str] = {
@@ -42,7 +43,7 @@ REASON_WORDS: dict[Reason, str] = {
     Reason.FAULT: "the policy raised an error, so every lever holds",
     Reason.SMALL: "the proposed move was within the dead band, so the lever holds",
     Reason.REVERSAL: "the proposed move would turn the lever round for little, so it holds",
-    Reason.RESTING: "the lever rests after its last move",
+    Reason.RESTING: "the lever rests after it last acted",
     Reason.DAMPED: "the lever has been going to and fro, so its move was damped",
     Reason.AFTERMATH: "the run was rolled back a short while ago, so larger steps return only gradually",
     Reason.JOINT: "levers together would have raised the step faster than the learning rate alone may rise",
@@ -50,6 +51,7 @@ REASON_WORDS: dict[Reason, str] = {
     Reason.UNDONE: "the loss rose in the window after the last moves, so they were taken back",
     Reason.OUT_OF_RANGE: "the signals lie outside what the policy met in training, so every lever holds",
     Reason.LATE: "the policy took longer than its time limit, so every lever holds",
+    Reason.SPENT: "the rollback that was asked for is not in the budget",
     Reason.SWITCHED_OFF: "the controller is switched off, so the run goes on by its own settings",
 }
 

@@ -98,6 +98,11 @@ class LiveSnapshots:
         """Forgets both moments."""
         self._candidate = self._confirmed = None
 
+    def confirmed_weights(self) -> list[tuple[Tensor, Tensor]]:
+        """Pairs of a live parameter and what it was at the confirmed moment, on its own device; none without one."""
+        pairs = [] if self._confirmed is None else self._confirmed.parameters
+        return [(live, saved.again()) for live, saved in pairs]
+
     def take(self, step: int) -> None:
         """Notes the present as stable: confirms the candidate, and makes the present the next candidate."""
         if self._candidate is not None and step - self._candidate.step < self._spacing:

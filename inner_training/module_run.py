@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -12,7 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from trimtab.errors import MismatchError, UserError, check_whole, unknown
+from trimtab.inner_training.events import check_event
 from trimtab.inner_training.levers import LEVERS
+from trimtab.inner_training.live_events import LiveAnchor, forget_moments
 from trimtab.inner_training.live_run import CLIP, LiveRun
 from trimtab.inner_training.live_snapshot import LiveSnapshots
 from trimtab.inner_training.measurements import PROBE_EVERY
@@ -35,6 +37,7 @@ class _Underway:
         snapshots: None where none are kept.
         batch_size: examples in its first step, NaN where they cannot be counted.
         device: of its parameters.
+        anchor: what its weights may be pulled towards.
     """
 
     parts: Parts
@@ -44,6 +47,7 @@ class _Underway:
     snapshots: LiveSnapshots | None
     batch_size: float
     device: torch.device
+    anchor: LiveAnchor = field(default_factory=LiveAnchor)
 
 
 class ModuleRun:
@@ -211,6 +215,7 @@ class ModuleRun:
         if live.position < steps:
             return _unmeasured(steps, now.device)
         telemetry = live.telemetry()
+        now.anchor.pull()
         if telemetry is None:
             raise RuntimeError(f"an interval of {self._what} could not be measured; the log says why")
         return telemetry
@@ -292,6 +297,17 @@ class ModuleRun:
             raise MismatchError(f"{self._what} keeps no snapshots; choose another place for them than 'off'")
         if mask[0] and snapshots is not None:
             snapshots.restore()
+
+    def fire(self, event: str, mask: np.ndarray) -> None:
+        """Does what an event (see ``events``) does to the run where ``mask`` (bool, (1,)) says so."""
+        now = self._now()
+        check_event(event)
+        if event == "rollback":
+            self.restore(mask)
+        elif mask[0] and event == "reset_moments":
+            forget_moments(now.parts.optimizer)
+        elif mask[0] and now.snapshots is not None:
+            now.anchor.drop(now.snapshots)
 
     def reading(self, measured: Measured | None, val_loss: np.ndarray) -> Reading:
         """A reading of the run; levers and guard are filled in by ``Steering.assess``."""

@@ -13,6 +13,7 @@ from torch import Tensor
 from trimtab.errors import UserError, out_of_range, unknown
 from trimtab.inner_training.blocks import Block, State, choose_size, cut, sums, train
 from trimtab.inner_training.disturbances import DisturbanceSettings, Disturber
+from trimtab.inner_training.events import Anchors, check_event, without_moments
 from trimtab.inner_training.feeding import (
     SplitTable,
     allocate_feed,
@@ -106,7 +107,7 @@ class Population:
         self.disturber = Disturber(disturbances, num_runs) if disturbances else None
         self._recipes = Recipes(self._rules, num_runs, self.device, self.disturber)
         self._splits = SplitTable(family.max_phases, num_runs)
-        self._probes = Probes(family, self.layout, num_runs)
+        self._probes, self._anchors = Probes(family, self.layout, num_runs), Anchors(num_runs)
         self.instances: list[Instance | None] = [None] * num_runs
         needs = needs_of(self._rules.values())
         options = StepOptions(clip=clip, needs=needs, sample=False, score=score, disturbed=bool(disturbances))
@@ -176,8 +177,10 @@ class Population:
         self._recipes.write(runs, instances)
         for run, instance in zip(runs, instances, strict=True):
             self.instances[run] = instance
-        chosen = torch.zeros(self.num_runs, dtype=torch.bool, device=self.device).index_fill(0, index, True)
-        self._ring.forget(self._learner, chosen)
+        chosen = np.zeros(self.num_runs, dtype=bool)
+        chosen[np.asarray(runs, dtype=np.int64)] = True
+        self._ring.forget(self._learner, torch.as_tensor(chosen, device=self.device))
+        self._anchors.weigh(chosen)
 
     # --- hyperparameters --------------------------------------------------------------------------------------
 
@@ -218,7 +221,7 @@ class Population:
         rows, done = self._recipes.take(steps, self._learner.updates)
         programs = [self._programs.steps[step >= steps - SAMPLED_STEPS] for step in range(steps)]
         outcome = train(self._blocks, programs, self._state(), self._inputs, rows, self._recipes.clip)
-        self._learner = Learner(*outcome.state[:3], self._learner.updates + done)
+        self._learner = self._anchors.pull(Learner(*outcome.state[:3], self._learner.updates + done))
         self._last_gradient = outcome.state.gradient
         self._feed.step += steps
         self._ring.renew(self._splits.crossed(self.steps_done - steps, self.steps_done))
@@ -282,6 +285,16 @@ class Population:
         if mask.any():
             self._learner = self._ring.restore(self._learner, mask)
 
+    def fire(self, event: str, mask: np.ndarray) -> None:
+        """Does what an event (see ``events``) does to the runs in ``mask`` (bool, (N,))."""
+        check_event(event)
+        if event == "rollback":
+            self.restore(mask)
+        elif event == "reset_moments" and mask.any():
+            self._learner = without_moments(self._learner, mask)
+        elif mask.any():
+            self._anchors.drop(self._ring.stable.parameters, mask)
+
     def state_bytes(self) -> int:
         """Bytes that grow with the number of runs: learner, last gradient, snapshots, and maps."""
         tensors = [*self._learner, self._last_gradient, *self._feed.tensors()]
@@ -303,18 +316,4 @@ class Population:
 
     def reading(self, measured: Measured | None, val_loss: np.ndarray) -> Reading:
         """A reading of every run; levers and guard are filled in by ``Steering.assess``."""
-        runs = self.num_runs
-        return Reading(
-            measured=measured,
-            fresh=self.steps_done == 0,
-            step=self.steps_done.astype(np.float64),
-            total_steps=self.total_steps.astype(np.float64),
-            val_loss=np.asarray(val_loss, dtype=np.float64),
-            parameters=np.full(runs, float(self.parameter_count)),
-            batch_size=self._recipes.batch_size.copy(),
-            depth=np.full(runs, float(self.depth)),
-            adaptive=self._recipes.adaptive.copy(),
-            base=self.base,
-            initial_lr=self._recipes.initial_lr.copy(),
-            clock=self.clock.copy(),
-        )
+        return self._recipes.reading(measured, val_loss, self.parameter_count, self.depth)

@@ -11,8 +11,10 @@ from torch import Tensor
 from trimtab.errors import unknown
 from trimtab.inner_training.disturbances import Disturber
 from trimtab.inner_training.faults import Faults
+from trimtab.inner_training.reading import Reading
 from trimtab.inner_training.schedules import BaseSchedule, factors
 from trimtab.inner_training.task import Instance
+from trimtab.inner_training.telemetry import Measured
 from trimtab.inner_training.update_rules import HYPERPARAMETERS, Coefficients, UpdateRule, interval_coefficients
 
 
@@ -128,6 +130,24 @@ class Recipes:
             done = counts[-1]
         self.steps_done += steps
         return rows, done
+
+    def reading(self, measured: Measured | None, val_loss: np.ndarray, parameters: int, depth: int) -> Reading:
+        """What is known of every run on the host, for modules of so many parameters and weight matrices."""
+        runs = len(self.steps_done)
+        return Reading(
+            measured=measured,
+            fresh=self.steps_done == 0,
+            step=self.steps_done.astype(np.float64),
+            total_steps=self.total_steps.astype(np.float64),
+            val_loss=np.asarray(val_loss, dtype=np.float64),
+            parameters=np.full(runs, float(parameters)),
+            batch_size=self.batch_size.copy(),
+            depth=np.full(runs, float(depth)),
+            adaptive=self.adaptive.copy(),
+            base=self.base,
+            initial_lr=self.initial_lr.copy(),
+            clock=self.clock.copy(),
+        )
 
     def _coefficients(self, steps: int, update_numbers: Tensor, lr_factors: np.ndarray | float) -> Tensor:
         when = self.steps_done[None] + np.arange(steps)[:, None]

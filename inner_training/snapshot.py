@@ -44,6 +44,11 @@ class SnapshotRing:
         self._confirmed = self._confirmed.merged(self._candidate, chosen)
         self._candidate = self._candidate.merged(learner, chosen)
 
+    @property
+    def stable(self) -> Learner:
+        """The confirmed moment of every run."""
+        return self._confirmed
+
     def restore(self, learner: Learner, mask: np.ndarray) -> Learner:
         """The learner with the runs in ``mask`` (bool, (N,), host) back at their confirmed moment."""
         chosen = torch.as_tensor(mask, device=learner.updates.device)

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
 
 from trimtab.inner_training.energy import StepEnergy
+from trimtab.inner_training.events import FIRES_FROM
 from trimtab.inner_training.guard import Guard, GuardConfig, Health, Reason
 from trimtab.inner_training.levers import Lever
 from trimtab.inner_training.reading import Memory, Reading
 from trimtab.inner_training.signals import Signal, observe
 
-Kind = Literal["moves", "targets"]
+Kind = Literal["moves", "targets", "events"]
 
 
 @dataclass(frozen=True)
@@ -25,12 +26,16 @@ class Move:
         proposed: the policy's action (moves or targets), 0 for levers that the policy does not govern.
         before, after: multipliers.
         reasons: ``Reason`` codes, 0 where the proposal was applied as it was.
+        fired: by event, the runs (N,) bool in which it happens now.
+        refused: (N,) ``Reason`` codes of events that were asked for and do not happen.
     """
 
     proposed: np.ndarray
     before: np.ndarray
     after: np.ndarray
     reasons: np.ndarray
+    fired: Mapping[str, np.ndarray] = field(default_factory=dict)
+    refused: np.ndarray = field(default_factory=lambda: np.zeros(1, dtype=np.int64))
 
 
 class Steering:
@@ -103,14 +108,21 @@ class Steering:
 
         Args:
             actions: (N, len(kinds)) in the order of ``kinds``.
-            kinds: lever name to ``"moves"`` or ``"targets"``; levers not named stay where they are.
+            kinds: lever name to ``"moves"`` or ``"targets"``, or event to ``"events"``; levers not named stay where
+                they are.
         """
         before = self.multipliers.copy()
         proposed, targets = np.zeros_like(before), np.zeros(len(self.levers), dtype=bool)
         governed = np.zeros(before.shape, dtype=bool)
         names = [lever.name for lever in self.levers]
         listened = self._in_range()
+        fired, refused = dict[str, np.ndarray](), np.zeros(self.num_runs, dtype=np.int64)
         for source, (name, kind) in enumerate(kinds.items()):
+            if kind == "events":
+                wanted = (actions[:, source] >= FIRES_FROM) & listened
+                fired[name], reason = self.guard.permit_event(name, wanted)
+                refused |= reason
+                continue
             column = names.index(name)
             proposed[:, column] = actions[:, source]
             targets[column], governed[:, column] = kind == "targets", listened
@@ -122,7 +134,7 @@ class Steering:
                 reasons[:, column] |= np.where(over & governed[:, column], Reason.ENVELOPE, 0)
         self.multipliers = after
         self._moves = np.log(np.maximum(after, 1e-30)) - np.log(np.maximum(before, 1e-30))
-        return Move(proposed=proposed, before=before, after=after.copy(), reasons=reasons)
+        return Move(proposed, before, after.copy(), reasons, fired, refused)
 
     def _in_range(self) -> np.ndarray:
         """(N,) bool: the last observation is one that the policy may have met in training (see ``ranges``)."""

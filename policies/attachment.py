@@ -81,11 +81,16 @@ def decision_period(policy: Policy, total_steps: int | None) -> int:
     return own
 
 
+def moved_by(policy: Policy) -> tuple[str, ...]:
+    """Names of the levers that a policy moves, without the events that it fires."""
+    return tuple(name for name, kind in policy.levers.items() if kind != "events")
+
+
 def levers_of(policy: Policy) -> tuple[Lever, ...]:
     """Levers that a policy governs, in its order, then those that it only looks at (``<lever>_position``, ...)."""
     read = set(policy.signals)
     seen = [name for name, lever in LEVERS.items() if any(signal.name in read for signal in lever_signals(lever))]
-    return resolve_levers(tuple(dict.fromkeys([*policy.levers, *seen])))
+    return resolve_levers(tuple(dict.fromkeys([*moved_by(policy), *seen])))
 
 
 def steering_of(settings: Attachment, signals: Sequence[Signal], optimizer: torch.optim.Optimizer) -> Steering:

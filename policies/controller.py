@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from trimtab.inner_training.guard import Health, Reason, in_words
+from trimtab.inner_training.live_events import LiveEvents
 from trimtab.inner_training.live_run import LiveRun, as_scalar, check_readable
 from trimtab.inner_training.live_snapshot import LiveSnapshots
 from trimtab.inner_training.measurements import needs_of
@@ -45,6 +46,7 @@ class Controller:
 
     def __init__(self, optimizer: torch.optim.Optimizer, settings: Attachment) -> None:
         self._optimizer, self._settings, self._policy = optimizer, settings, settings.policy
+        self._moved = attachment.moved_by(settings.policy)
         signals = resolve_signals(self._policy.signals)
         self._steering = attachment.steering_of(settings, signals, optimizer)
         self._val_loss: Tensor | float = math.nan
@@ -57,6 +59,7 @@ class Controller:
         self._window = attachment.measuring_window(signals, settings.decide_every)
         self._run = LiveRun(optimizer, self._window, self._before_first_step)
         self._run.measure(needs_of(signals), settings.model)
+        self._events = LiveEvents(optimizer, self._snapshots, settings.mode == "act", self._run.hooks.safely)
         self._listener = Listener(self._policy, self._run.hooks.say)
         if said := attachment.unknown_here(signals, settings.model):
             self._run.hooks.say("unknown signals", said)
@@ -99,7 +102,7 @@ class Controller:
     def multipliers(self) -> dict[str, float]:
         """Multiplier in force for each lever, the guard's caution included; 1 is null."""
         if self._settings.mode == "advise" or self._detached or not self.enabled:
-            return dict.fromkeys(self._policy.levers, 1.0)
+            return dict.fromkeys(self._moved, 1.0)
         now = self._named(self._steering.multipliers[0])
         rate = float(self._steering.lr_multiplier[0])
         return {**now, "lr": rate} if "lr" in now or rate != 1 else now
@@ -142,7 +145,7 @@ class Controller:
 
     def _named(self, row: np.ndarray) -> dict[str, float]:
         """Values by lever; levers that the policy only looks at come last in a row, and are left out."""
-        return dict(zip(self._policy.levers, row.tolist(), strict=False))
+        return dict(zip(self._moved, row.tolist(), strict=False))
 
     def summary(self) -> str:
         """What changed, why, and what the loss did afterwards; several lines."""
@@ -181,6 +184,8 @@ class Controller:
         self._decided_at = step
         if measure:
             self._run.next_interval()
+            self._run.hooks.safely("pulling to the anchor", self._events.anchor.pull)
+        rolled_back |= self._events.happen(event for event, runs in move.fired.items() if runs[0])
         after = self._take_effect(move)
         return self._note(step, observation, move, before, after, log_loss, rolled_back)
 
@@ -240,7 +245,11 @@ class Controller:
         log_loss: float | None,
         rolled_back: bool,
     ) -> Decision:
-        codes = int(np.bitwise_or.reduce(move.reasons[0])) | (Reason.ROLLED_BACK if rolled_back else 0)
+        codes = (
+            int(np.bitwise_or.reduce(move.reasons[0]))
+            | int(move.refused[0])
+            | (Reason.ROLLED_BACK if rolled_back else 0)
+        )
         applied = self.multipliers
         answered = not codes & (Reason.FAULT | Reason.LOST | Reason.LATE | Reason.SWITCHED_OFF)
         event = Event(

@@ -13,6 +13,7 @@ from typing import Any, get_args
 import numpy as np
 
 from trimtab.errors import BundleError, ConfigError, MismatchError, UnknownNameError, UserError, unknown
+from trimtab.inner_training.events import EVENTS
 from trimtab.inner_training.levers import LEVERS
 from trimtab.inner_training.signals import all_signals
 from trimtab.policies import names
@@ -118,14 +119,18 @@ def _check_names(label: str, policy: Policy) -> None:
     if not isinstance(signals, tuple) or len(set(signals)) < len(signals):
         raise MismatchError(f"{label}: signals is {signals!r}; it must be a tuple of different signal names")
     if not isinstance(levers, Mapping) or not levers:
-        raise MismatchError(f"{label}: levers is {levers!r}; it must map lever names to 'moves' or 'targets'")
-    for kind, used, known in (("signal", signals, all_signals()), ("lever", levers, LEVERS)):
-        for name in used:
-            if name not in known:
-                raise MismatchError(f"{label}: {unknown(kind, name, known)}")
+        raise MismatchError(
+            f"{label}: levers is {levers!r}; it must map names to {' or '.join(map(repr, get_args(Kind)))}"
+        )
     for name, kind in levers.items():
         if kind not in get_args(Kind):
             raise MismatchError(f"{label}: lever {name!r} is of kind {kind!r}; allowed: {', '.join(get_args(Kind))}")
+    moved = [name for name, kind in levers.items() if kind != "events"]
+    fired = [name for name, kind in levers.items() if kind == "events"]
+    for what, used, known in (("signal", signals, all_signals()), ("lever", moved, LEVERS), ("event", fired, EVENTS)):
+        for name in used:
+            if name not in known:
+                raise MismatchError(f"{label}: {unknown(what, name, known)}")
 
 
 def _check_trial(label: str, policy: Policy) -> None:

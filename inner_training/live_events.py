@@ -1,0 +1,95 @@
+"""The levers that fire, in a live run (see ``events``)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from trimtab.inner_training.events import pull_of
+from trimtab.inner_training.live_snapshot import LiveSnapshots
+
+Safely = Callable[[str, Callable[[], None]], None]
+
+
+@torch.no_grad()
+def forget_moments(optimizer: torch.optim.Optimizer) -> None:
+    """Puts every number of the optimizer's state to zero, in place: moments, and counts of updates.
+
+    >>> weight = torch.nn.Parameter(torch.ones(2))
+    >>> optimizer = torch.optim.Adam([weight])
+    >>> weight.sum().backward()
+    >>> optimizer.step()
+    >>> forget_moments(optimizer)
+    >>> {name: float(held.sum()) for name, held in optimizer.state[weight].items()}
+    {'step': 0.0, 'exp_avg': 0.0, 'exp_avg_sq': 0.0}
+    """
+    for state in optimizer.state.values():
+        for name, held in state.items() if isinstance(state, dict) else ():
+            if isinstance(held, Tensor):
+                held.zero_()
+            elif isinstance(held, int | float) and not isinstance(held, bool):
+                state[name] = type(held)(0)
+
+
+class LiveAnchor:
+    """The anchor of one live run; nothing is held before the first one is dropped."""
+
+    def __init__(self) -> None:
+        self._age, self._pairs = math.inf, list[tuple[Tensor, Tensor]]()
+
+    @torch.no_grad()
+    def drop(self, snapshots: LiveSnapshots) -> None:
+        """Makes the last stable moment the anchor."""
+        self._pairs, self._age = [(live, held.clone()) for live, held in snapshots.confirmed_weights()], 0.0
+
+    def weigh(self) -> None:
+        """Takes the anchor away."""
+        self._age, self._pairs = math.inf, []
+
+    @torch.no_grad()
+    def pull(self) -> None:
+        """Pulls the weights, after an interval."""
+        if not math.isfinite(self._age):
+            return
+        share = float(pull_of(np.array([self._age]))[0])
+        for live, held in self._pairs:
+            live.lerp_(held, share)
+        self._age += 1
+
+
+class LiveEvents:
+    """What fires in a run under a controller; trouble in it is logged, and the training goes on.
+
+    Args:
+        optimizer: of the run.
+        snapshots: None where none are kept: then there is no rollback, and nothing to anchor to.
+        act: False for an adviser, who does nothing.
+        safely: does something that may fail without harm (see ``StepHooks.safely``).
+    """
+
+    def __init__(
+        self, optimizer: torch.optim.Optimizer, snapshots: LiveSnapshots | None, act: bool, safely: Safely
+    ) -> None:
+        self._optimizer, self._snapshots, self._act, self._safely = optimizer, snapshots, act, safely
+        self.anchor = LiveAnchor()
+
+    def happen(self, fired: Iterable[str]) -> bool:
+        """Does the events named, and says whether the run was rolled back."""
+        names, snapshots = set(fired) if self._act else set(), self._snapshots
+        if "reset_moments" in names:
+            self._safely("forgetting moments", lambda: forget_moments(self._optimizer))
+        if snapshots is None or snapshots.empty:
+            return False
+        if "anchor" in names:
+            self._safely("dropping an anchor", lambda: self.anchor.drop(snapshots))
+        if "rollback" in names:
+            self._safely("a rollback", lambda: _restore(snapshots))
+        return "rollback" in names
+
+
+def _restore(snapshots: LiveSnapshots) -> None:
+    snapshots.restore()
