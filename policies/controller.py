@@ -18,11 +18,12 @@ from trimtab.inner_training.module_parts import check_deadline
 from trimtab.inner_training.reading import Reading
 from trimtab.inner_training.signals import resolve_signals
 from trimtab.inner_training.steering import Move
-from trimtab.policies import attachment
+from trimtab.policies import attachment, audit_header
 from trimtab.policies.attachment import Attachment
 from trimtab.policies.audit import Audit
+from trimtab.policies.outcomes import Losses, ln_losses
 from trimtab.policies.plain import from_plain, to_plain
-from trimtab.policies.trail import Decision, Event, Trail, log_mean_loss
+from trimtab.policies.trail import Decision, Event, Trail
 
 
 class Controller:
@@ -52,7 +53,7 @@ class Controller:
         self._snapshots = None
         if settings.mode == "act" and settings.guard.rollback:
             self._snapshots = LiveSnapshots(optimizer, settings.model, settings.stateful)
-        audit = None if settings.audit is None else Audit(settings.audit, attachment.header(optimizer, settings))
+        audit = None if settings.audit is None else Audit(settings.audit, audit_header.header(optimizer, settings))
         self._trail = Trail(signals, audit, settings.mode)
         self._window = attachment.measuring_window(signals, settings.decide_every)
         self._run = LiveRun(optimizer, self._window, self._before_first_step)
@@ -136,11 +137,11 @@ class Controller:
 
     def _decide(self, *, measure: bool) -> Decision:
         before, step = self.multipliers, self._run.steps
-        observation, log_loss, rolled_back = None, None, False
+        observation, losses, rolled_back = None, None, False
         try:
             reading = self._reading(measure)
             rolled_back = self._follow(self._steering.assess(reading), reading)
-            log_loss = log_mean_loss(reading) if measure else None
+            losses = ln_losses(reading) if measure else None
             if self._steering.guard.lost[0]:
                 move = self._stand_back()
             else:
@@ -156,7 +157,7 @@ class Controller:
         if measure:
             self._run.next_interval()
         after = self._take_effect(move)
-        return self._note(step, observation, move, before, after, log_loss, rolled_back)
+        return self._note(step, observation, move, before, after, losses, rolled_back)
 
     def _reading(self, measure: bool) -> Reading:
         val_loss, budget = math.nan, self._settings.total_steps
@@ -180,6 +181,13 @@ class Controller:
             raise ValueError(f"actions of shape {actions.shape} for 1 run and {len(self._policy.levers)} levers")
         self._policy_state = state
         return self._steering.decide(actions, self._policy.levers)
+
+    def _why(self) -> str:
+        """What the policy says of its last decision; empty where it says nothing."""
+        told: list[str] = []
+        if callable(say := getattr(self._policy, "why", None)):
+            self._run.hooks.safely("the policy's why", lambda: told.append(str(say(self._policy_state)[0])))
+        return told[0] if told else ""
 
     def _stand_back(self) -> Move:
         """A lost run is given back its base schedule."""
@@ -206,7 +214,7 @@ class Controller:
         move: Move,
         before: Mapping[str, float],
         after: Mapping[str, float],
-        log_loss: float | None,
+        losses: Losses | None,
         rolled_back: bool,
     ) -> Decision:
         codes = int(np.bitwise_or.reduce(move.reasons[0])) | (Reason.ROLLED_BACK if rolled_back else 0)
@@ -222,7 +230,8 @@ class Controller:
             moved=bool((move.after != move.before).any()),
             guarded=in_words(codes),
             rolled_back=rolled_back,
-            log_loss=log_loss,
+            losses=losses,
+            why=self._why() if answered and observation is not None else "",
         )
         self._run.hooks.safely("the audit", lambda: self._trail.note(event))
         self._between = Decision(False, applied, "between decisions", False)
