@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from trimtab.errors import UserError
+from trimtab.policies.audit_format import fits
 
 FORMAT = 1  # of an audit, in its header
 _SEAL = ', "sha256": "'
@@ -81,7 +82,9 @@ class Verdict:
         elif self.closed:
             told = f"the chain holds over all {lines}, from the header to the detached controller"
         else:
-            told = f"the chain holds over all {lines}; the last one is not 'detached', so the run goes on or was cut off"
+            told = (
+                f"the chain holds over all {lines}; the last one is not 'detached', so the run goes on or was cut off"
+            )
         return told + (f"; a torn last line of {self.torn} bytes is left out" if self.torn else "")
 
 
@@ -106,14 +109,14 @@ class Trace:
 
     @property
     def lines(self) -> list[dict[str, Any]]:
-        """Every line after the header that can be read."""
-        return [entry for _, entry in self.entries[1:]]
+        """The lines after the header that are of a known kind and have its fields."""
+        return [entry for _, entry in self.entries[1:] if fits(entry)]
 
     @property
     def trusted(self) -> list[dict[str, Any]]:
-        """The lines after the header up to where the chain breaks."""
+        """Those of them that come before the chain breaks."""
         broken = self.verdict.broken_at
-        return [entry for number, entry in self.entries[1:] if broken is None or number < broken]
+        return [entry for number, entry in self.entries[1:] if (broken is None or number < broken) and fits(entry)]
 
 
 def _parsed(line: bytes) -> dict[str, Any] | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -79,10 +78,10 @@ class Event:
 
     @property
     def cause(self) -> str:
-        """Who changed something: blocks of the policy by name, ``policy``, or ``guard``."""
-        if self.rolled_back or not (self.moved or self.fired):
-            return "guard"
-        return " + ".join(blocks_of(self.why)) or "policy"
+        """Who changed something: blocks of the policy by name, or ``policy``; and ``guard``."""
+        acted = self.moved or bool(self.fired)
+        own = (blocks_of(self.why) or ("policy",)) if acted else ()
+        return " + ".join((*own, "guard") if self.rolled_back or not acted else own)
 
     def reason(self, mode: str) -> str:
         """Why, in words."""
