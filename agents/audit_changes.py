@@ -134,7 +134,7 @@ def changes_of(lines: Sequence[Mapping[str, Any]]) -> Found:
         kind, step = line["kind"], line.get("step", 0)
         if kind == "resumed":  # what came after the saved state is void; its changes are not validated any more
             waiting = [made for made in waiting if made.step < step]
-            known = [(at, loss) for at, loss in known if at <= step]
+            known, settled = [(at, loss) for at, loss in known if at <= step], -1
         elif kind == "outcome":
             settled = step
             new = _made(line)

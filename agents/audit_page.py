@@ -225,14 +225,14 @@ def _short(effect: Effect | None) -> list[str]:
 
 def _decisions(trace: Trace) -> str:
     lines = trace.lines
-    outcomes = {line["decided_at"]: line for line in lines if line["kind"] == "outcome"}
+    outcomes = _outcomes(lines)
     rows: list[tuple[str, Sequence[str]]] = []
     held = 0
-    for line in lines:
+    for index, line in enumerate(lines):
         if line["kind"] == "decision" and not _did(line):
             held += 1
             continue
-        row = _row(line, outcomes)
+        row = _row(line, outcomes.get(index))
         if row is not None:
             rows += [*_held(held), row]
             held = 0
@@ -257,7 +257,20 @@ def _held(count: int) -> list[tuple[str, Sequence[str]]]:
     return [("quiet", ["", "", words, "", "", ""])] if count else []
 
 
-def _row(line: Mapping[str, Any], outcomes: Mapping[int, Mapping[str, Any]]) -> tuple[str, Sequence[str]] | None:
+def _outcomes(lines: Sequence[Mapping[str, Any]]) -> dict[int, Mapping[str, Any]]:
+    """The outcome of each decision, by its place: the next line that tells of that step, which a resumed run may repeat."""
+    found: dict[int, Mapping[str, Any]] = {}
+    waiting: dict[int, Mapping[str, Any]] = {}
+    for index in reversed(range(len(lines))):
+        line = lines[index]
+        if line["kind"] == "outcome":
+            waiting[line["decided_at"]] = line
+        elif line["kind"] == "decision" and line["step"] in waiting:
+            found[index] = waiting.pop(line["step"])
+    return found
+
+
+def _row(line: Mapping[str, Any], outcome: Mapping[str, Any] | None) -> tuple[str, Sequence[str]] | None:
     kind = line["kind"]
     if kind == "validation":
         words = f"validation loss {_loss(number(line['ln_val_loss']))}"
@@ -271,7 +284,7 @@ def _row(line: Mapping[str, Any], outcomes: Mapping[int, Mapping[str, Any]]) -> 
     loss = number(line["ln_loss"])
     shown = f"{loss:.4f}" if math.isfinite(loss) else ""
     cells = [str(line["step"]), shown, ", ".join([*changed, *line["fired"]]), line["reason"], ", ".join(seen)]
-    return ("bad" if line["rolled_back"] else ""), [*cells, _then(outcomes.get(line["step"]))]
+    return ("bad" if line["rolled_back"] else ""), [*cells, _then(outcome)]
 
 
 def _then(outcome: Mapping[str, Any] | None) -> str:
