@@ -11,7 +11,7 @@ from trimtab.agents.audit_changes import Effect, Kind, Made, by_kind, changes_of
 from trimtab.errors import UserError
 from trimtab.policies.audit_chain import Trace, load_trace
 
-Path = str | os.PathLike[str]
+File = str | os.PathLike[str]
 OPPOSITE = {"helped": "hurt", "hurt": "helped"}
 
 
@@ -100,7 +100,7 @@ def _short(count: int) -> str:
     return f"{count // 1000**power}{('', 'k', 'M', 'G', 'T')[power]}"
 
 
-def compare_audits(a: Path | Sequence[Path], b: Path | Sequence[Path]) -> Comparison:
+def compare_audits(a: File | Sequence[File], b: File | Sequence[File]) -> Comparison:
     """Compares which changes helped in two projects.
 
     Only lines up to where a chain breaks count. That a loss fell after a change is an association, not a proof; the
@@ -120,7 +120,7 @@ def compare_audits(a: Path | Sequence[Path], b: Path | Sequence[Path]) -> Compar
     return compare_traces(_load(a), _load(b))
 
 
-def _load(paths: Path | Sequence[Path]) -> list[Trace]:
+def _load(paths: File | Sequence[File]) -> list[Trace]:
     several = [paths] if isinstance(paths, str | os.PathLike) else list(paths)
     if not several:
         raise UserError("no audit was given to compare; give at least one for each project")

@@ -303,7 +303,7 @@ def _facts(header: Mapping[str, Any]) -> str:
 
 def _fact(value: object) -> str:
     if value is None:
-        return "not said"
+        return "none"
     if isinstance(value, dict):
         return ", ".join(f"{key.replace('_', ' ')} {_fact(one)}" for key, one in value.items()) or "none"
     return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
