@@ -77,19 +77,13 @@ class LiveEvents:
         self._optimizer, self._snapshots, self._act, self._safely = optimizer, snapshots, act, safely
         self.anchor = LiveAnchor()
 
-    def happen(self, fired: Iterable[str]) -> bool:
-        """Does the events named, and says whether the run was rolled back."""
-        names, snapshots = set(fired) if self._act else set(), self._snapshots
-        if "reset_moments" in names:
-            self._safely("forgetting moments", lambda: forget_moments(self._optimizer))
-        if snapshots is None or snapshots.empty:
-            return False
-        if "anchor" in names:
-            self._safely("dropping an anchor", lambda: self.anchor.drop(snapshots))
-        if "rollback" in names:
-            self._safely("a rollback", lambda: _restore(snapshots))
-        return "rollback" in names
-
-
-def _restore(snapshots: LiveSnapshots) -> None:
-    snapshots.restore()
+    def happen(self, fired: Iterable[str]) -> tuple[str, ...]:
+        """Does the events named; gives those that can be done here."""
+        snapshots = self._snapshots
+        doings: dict[str, Callable[[], object]] = {"reset_moments": lambda: forget_moments(self._optimizer)}
+        if snapshots is not None and not snapshots.empty:
+            doings |= {"anchor": lambda: self.anchor.drop(snapshots), "rollback": snapshots.restore}
+        done = tuple(name for name in fired if self._act and name in doings)
+        for name in done:
+            self._safely(f"the event {name}", lambda doing=doings[name]: doing())  # type: ignore[misc]
+        return done

@@ -44,7 +44,7 @@ def attach(
         mode: ``"act"``, or ``"advise"`` to decide and audit without touching anything.
         guard: None for the default guard, its settings, or False to keep its bounds and rate limits alone (no snapshots).
         stateful: scheduler, scaler, averaged weights, ...: objects to roll back with the model.
-        audit: a new file for the audit trail (JSON lines).
+        audit: a new file for the audit (JSON lines), or that of the run that is resumed; an ``audit.AuditFile`` adds labels.
 
     Returns:
         The controller, which has taken its first decision.

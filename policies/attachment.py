@@ -5,16 +5,14 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from importlib.metadata import version
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 from weakref import WeakSet
 
 import torch
 from torch import nn
 
-from trimtab.errors import MismatchError, OutputExistsError, UserError, check_whole, unknown
+from trimtab.errors import MismatchError, UserError, check_whole, unknown
 from trimtab.inner_training.activations import SEEN
 from trimtab.inner_training.energy import step_energy
 from trimtab.inner_training.guard import GuardConfig
@@ -22,6 +20,7 @@ from trimtab.inner_training.levers import LEVERS, Lever, resolve_levers
 from trimtab.inner_training.measurements import MEASUREMENTS, check_live
 from trimtab.inner_training.signals import Signal, lever_signals
 from trimtab.inner_training.steering import Steering
+from trimtab.policies.audit import AuditFile
 from trimtab.policies.network import LearnedPolicy
 from trimtab.policies.policy import Policy
 from trimtab.policies.registry import check_policy, load_policy
@@ -47,7 +46,7 @@ class Attachment:
     mode: Mode
     guard: GuardConfig
     stateful: tuple[Any, ...]
-    audit: Path | None
+    audit: AuditFile | None
 
     def identity(self) -> dict[str, Any]:
         """What a saved state must have in common with the controller that loads it."""
@@ -201,30 +200,13 @@ def check_stateful(given: Sequence[Any], known: Sequence[object]) -> tuple[Any, 
     return tuple(other for other in given if all(other is not one for one in known))
 
 
-def check_audit(path: str | os.PathLike[str] | None) -> Path | None:
-    """A path at which there is nothing yet."""
-    if path is None:
-        return None
-    if os.path.lexists(path):
-        raise OutputExistsError(f"audit file {os.fspath(path)!r} exists and is not overwritten; give another path")
-    return Path(path)
-
-
-def header(optimizer: torch.optim.Optimizer, settings: Attachment) -> dict[str, Any]:
-    """What the first line of an audit says."""
-    parameters = [one for group in optimizer.param_groups for one in group["params"] if one.requires_grad]
-    return {
-        "trimtab": version("trimtab"),
-        "torch": torch.__version__,
-        "policy": settings.policy.name,
-        "levers": dict(settings.policy.levers),
-        "optimizer": type(optimizer).__name__,
-        "parameters": sum(parameter.numel() for parameter in parameters),
-        "total_steps": settings.total_steps,
-        "decide_every": settings.decide_every,
-        "mode": settings.mode,
-        "guard": asdict(settings.guard),
-    }
+def check_audit(path: str | os.PathLike[str] | None) -> AuditFile | None:
+    """Where to write, with its labels; whether something is there already is the writer's to judge."""
+    if path is None or isinstance(path, AuditFile):
+        return path
+    if not isinstance(path, str | os.PathLike):
+        raise UserError(f"audit is a {type(path).__name__}; it must be a path, an AuditFile, or None")
+    return AuditFile(path)
 
 
 def check_state(state: Mapping[str, Any], identity: Mapping[str, Any], scheduled_lr: Sequence[float]) -> None:

@@ -1,14 +1,63 @@
-"""The audit trail of a live run: JSON lines, one for each decision and one for each measured outcome of a change."""
+"""Writing the audit of a live run: hash-chained JSON lines, of every decision and of what came of each change."""
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Mapping
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from trimtab.errors import OutputExistsError, UserError
+from trimtab.errors import OutputExistsError, UserError, check_whole
+from trimtab.policies.audit_chain import FORMAT, load_trace, read_audit, seal, verify_audit
+
+__all__ = ["Audit", "AuditFile", "read_audit", "rounded", "rounded_all", "verify_audit"]
+
+# A resumed run has these in common with the header of the audit that it goes on with.
+IDENTITY = ("policy", "policy_sha256", "levers", "optimizer", "parameters", "decide_every", "mode")
+LONGEST_LABEL = 200
+
+
+@dataclass(frozen=True)
+class AuditFile:
+    """Where an audit is written, and what only the user knows of the run; ``attach(audit=...)`` takes it as a path.
+
+    Attributes:
+        path: a new file, or the audit of the run that is resumed.
+        data: name of the data, by which audits are compared, at most 200 characters; None for not said.
+        examples: training examples, >= 1; None for not said.
+        project: name of the project, at most 200 characters; None for not said.
+
+    >>> AuditFile("run.jsonl", data="digits", examples=1797).data
+    'digits'
+    """
+
+    path: str | os.PathLike[str]
+    data: str | None = None
+    examples: int | None = None
+    project: str | None = None
+
+    def __post_init__(self) -> None:
+        """Refuses labels that cannot be compared (``UserError``)."""
+        for name in ("data", "project"):
+            label = getattr(self, name)
+            if label is not None and not (isinstance(label, str) and 0 < len(label) <= LONGEST_LABEL):
+                raise UserError(
+                    f"{name} of an audit is {label!r}; it must be a text of 1 to {LONGEST_LABEL} characters, or None"
+                )
+        if self.examples is not None:
+            check_whole("examples of an audit", self.examples, 1, remedy="training examples, or None")
+
+    def __fspath__(self) -> str:
+        """The path."""
+        return os.fspath(self.path)
+
+    @property
+    def labels(self) -> dict[str, Any]:
+        """What the header says of it."""
+        return {"project": self.project, "data": self.data, "examples": self.examples}
 
 
 def rounded(value: float) -> float | str:
@@ -26,58 +75,125 @@ def rounded_all(values: Mapping[str, float]) -> dict[str, float | str]:
     return {name: rounded(value) for name, value in values.items()}
 
 
-class Audit:
-    """Writes an audit file; each line is complete on the disk before training goes on.
+def now() -> str:
+    """The time in UTC, to the second.
 
-    Lines are objects whose ``kind`` is ``header`` (once, first), ``decision``, ``outcome``, ``resumed`` or ``detached``.
+    >>> len(now())
+    20
+    """
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+class Audit:
+    """Writes an audit; each line has been handed to the operating system before training goes on.
+
+    The file is opened for each append alone, and never made twice: a file that was removed or written to by someone
+    else while the run went on is left alone, and every further append raises.
 
     Args:
-        path: a file that does not exist yet, in a folder that does.
-        header: what to write first.
+        path: a file that does not exist yet, in a folder that does; or the audit of this very run, which goes on.
+        header: what the first line says; a resumed run must agree with it in ``IDENTITY``.
 
     Raises:
-        OutputExistsError: the file exists; nothing is overwritten.
+        OutputExistsError: the file exists, and is not an audit of this run whose chain holds; nothing is overwritten.
         UserError: the file cannot be made.
     """
 
-    def __init__(self, path: str | Path, header: Mapping[str, Any]) -> None:
+    def __init__(self, path: str | os.PathLike[str], header: Mapping[str, Any]) -> None:
         self.path = Path(path)
+        self._last, self._end, self._lost, self._dirty = "", 0, 0, False
+        self._feed = b""  # what the last line lacks
+        self._resuming: dict[str, Any] | None = None
+        self._held: list[Mapping[str, Any]] = []
+        header = {"kind": "header", "format": FORMAT, **header}
         try:
-            self.path.open("x", encoding="utf-8").close()
-        except FileExistsError as error:
-            raise OutputExistsError(
-                f"audit file {str(self.path)!r} exists already and is not overwritten; give another path"
-            ) from error
+            self.path.open("xb").close()
+        except FileExistsError:
+            self._go_on(header)
         except OSError as error:
             raise UserError(f"audit file {str(self.path)!r} cannot be written: {error.strerror}") from error
-        self.write("header", **header)
+        else:
+            self._begin({**header, "time": now()})
+
+    def _begin(self, header: Mapping[str, Any]) -> None:
+        try:
+            self.append([header])
+        except OSError as error:
+            self.path.unlink(missing_ok=True)
+            raise UserError(f"audit file {str(self.path)!r} cannot be written: {error.strerror}") from error
+
+    def _go_on(self, header: Mapping[str, Any]) -> None:
+        refused = f"audit file {str(self.path)!r} exists and is not overwritten; give another path"
+        try:
+            trace = load_trace(self.path)
+        except UserError as error:
+            raise OutputExistsError(f"{refused} ({error})") from error
+        for key in IDENTITY:
+            if trace.header.get(key) != header.get(key):
+                differs = f"its {key} is {trace.header.get(key)!r}, and not {header.get(key)!r}"
+                raise OutputExistsError(f"{refused} (it is the audit of another run: {differs})")
+        if not trace.verdict.holds:
+            raise OutputExistsError(f"{refused} ({trace.verdict.text()})")
+        content = self.path.read_bytes()
+        self._last, self._end = trace.verdict.last, len(content) - trace.verdict.torn
+        self._dirty = trace.verdict.torn > 0
+        self._feed = b"" if self._dirty or content.endswith(b"\n") else b"\n"
+        self._resuming = {
+            "torn": trace.verdict.torn,
+            "differs": {key: value for key, value in header.items() if trace.header.get(key) != value},
+        }
 
     def write(self, kind: str, **fields: Any) -> None:
         """Appends one line."""
-        line = json.dumps({"kind": kind, **fields}, allow_nan=False)
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(line + "\n")
+        self.append([{"kind": kind, **fields}])
 
+    def append(self, contents: Sequence[Mapping[str, Any]]) -> None:
+        """Appends lines, all of them in one write.
 
-def read_audit(path: str | Path) -> list[dict[str, Any]]:
-    """Reads an audit file; a torn last line (the process was killed while it wrote) is left out.
+        A file that goes on is first said to: with the line ``resumed`` where the run's state was loaded. Until then the
+        first decision of the new controller is held back, since loading a state makes it void.
 
-    Raises:
-        UserError: there is no such file, or a line before the last is not JSON.
-    """
-    try:
-        text = Path(path).read_text(encoding="utf-8", errors="replace")
-    except OSError as error:
-        raise UserError(f"audit file {str(path)!r} cannot be read: {error.strerror}") from error
-    entries: list[dict[str, Any]] = []
-    lines = text.split("\n")
-    for number, line in enumerate(lines, 1):
+        Args:
+            contents: each with its ``kind``.
+
+        Raises:
+            OSError: they cannot be written; how many were lost is said by a line of its own when writing works again.
+            UserError: somebody else has written to the file.
+        """
+        if self._resuming is not None:
+            resumed = contents[0]["kind"] == "resumed"
+            if not resumed and not self._held and contents[0]["kind"] == "decision":
+                self._held = list(contents)
+                return
+            first = contents[0] if resumed else {"kind": "resumed", "step": 0, "time": now()}
+            told = {**first, **self._resuming}
+            contents = [told, *contents[1:]] if resumed else [told, *self._held, *contents]
+            self._resuming, self._held = None, []
+        pending = [{"kind": "lost", "lines": self._lost}, *contents] if self._lost else contents
+        last, lines = self._last, []
+        for content in pending:
+            line, last = seal(last, content)
+            lines.append(line)
         try:
-            entry = json.loads(line) if line else None
-        except json.JSONDecodeError as error:
-            if number == len(lines):  # a whole line ends in a newline, so only a torn one comes last
-                break
-            raise UserError(f"audit file {str(path)!r}: line {number} is damaged ({error.msg})") from error
-        if isinstance(entry, dict):
-            entries.append(entry)
-    return entries
+            self._put(self._feed + b"".join(lines))
+        except BaseException:
+            self._lost += len(contents)
+            raise
+        self._last, self._lost, self._feed = last, 0, b""
+
+    def _put(self, content: bytes) -> None:
+        """Writes at the end of what is known to be there, or leaves the file as it was."""
+        file = os.open(self.path, os.O_WRONLY | os.O_APPEND | getattr(os, "O_BINARY", 0))
+        try:
+            size = os.fstat(file).st_size
+            if size > self._end and self._dirty:  # what a full disk or a crash left of a line
+                os.ftruncate(file, self._end)
+            elif size != self._end:
+                raise UserError(f"audit file {str(self.path)!r} was changed by someone else, and is left alone")
+            self._dirty = True
+            done = 0
+            while done < len(content):
+                done += os.write(file, content[done:])
+            self._end, self._dirty = self._end + done, False
+        finally:
+            os.close(file)

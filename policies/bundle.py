@@ -210,6 +210,7 @@ def _policy(manifest: Manifest, arrays: Mapping[str, np.ndarray]) -> LearnedPoli
         provenance=manifest.provenance.model_dump(),
         results=manifest.results,
         limits={entry.name: LeverLimits(entry.low, entry.high, entry.rate) for entry in manifest.levers},
+        sha256=manifest.sha256,
     )
 
 

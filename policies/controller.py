@@ -19,12 +19,13 @@ from trimtab.inner_training.module_parts import check_deadline
 from trimtab.inner_training.reading import Reading
 from trimtab.inner_training.signals import resolve_signals
 from trimtab.inner_training.steering import Move
-from trimtab.policies import attachment
+from trimtab.policies import attachment, audit_header
 from trimtab.policies.attachment import Attachment
 from trimtab.policies.audit import Audit
 from trimtab.policies.listening import Listener
+from trimtab.policies.outcomes import Losses, ln_losses
 from trimtab.policies.plain import from_plain, to_plain
-from trimtab.policies.trail import Decision, Event, Trail, log_mean_loss
+from trimtab.policies.trail import Decision, Event, Trail
 
 
 class Controller:
@@ -54,7 +55,7 @@ class Controller:
         self._snapshots = None
         if settings.mode == "act" and settings.guard.rollback:
             self._snapshots = LiveSnapshots(optimizer, settings.model, settings.stateful)
-        audit = None if settings.audit is None else Audit(settings.audit, attachment.header(optimizer, settings))
+        audit = None if settings.audit is None else Audit(settings.audit, audit_header.header(optimizer, settings))
         self._trail = Trail(signals, audit, settings.mode)
         self._window = attachment.measuring_window(signals, settings.decide_every)
         self._run = LiveRun(optimizer, self._window, self._before_first_step)
@@ -166,12 +167,12 @@ class Controller:
 
     def _decide(self, *, measure: bool) -> Decision:
         before, step = self.multipliers, self._run.steps
-        observation, log_loss, rolled_back = None, None, False
+        observation, losses, rolled_back = None, None, False
         try:
             if self.enabled:
                 reading = self._reading(measure)
                 rolled_back = self._follow(self._steering.assess(reading), reading)
-                log_loss = log_mean_loss(reading) if measure else None
+                losses = ln_losses(reading) if measure else None
                 observation, move = self._answer(reading)
             else:
                 self._run.release()
@@ -185,9 +186,9 @@ class Controller:
         if measure:
             self._run.next_interval()
             self._run.hooks.safely("pulling to the anchor", self._events.anchor.pull)
-        rolled_back |= self._events.happen(event for event, runs in move.fired.items() if runs[0])
+        fired = self._events.happen(event for event, runs in move.fired.items() if runs[0])
         after = self._take_effect(move)
-        return self._note(step, observation, move, before, after, log_loss, rolled_back)
+        return self._note(step, observation, move, fired, before, after, losses, rolled_back)
 
     def _reading(self, measure: bool) -> Reading:
         val_loss, budget = math.nan, self._settings.total_steps
@@ -240,17 +241,16 @@ class Controller:
         step: int,
         observation: np.ndarray | None,
         move: Move,
+        fired: tuple[str, ...],
         before: Mapping[str, float],
         after: Mapping[str, float],
-        log_loss: float | None,
+        losses: Losses | None,
         rolled_back: bool,
     ) -> Decision:
-        codes = (
-            int(np.bitwise_or.reduce(move.reasons[0]))
-            | int(move.refused[0])
-            | (Reason.ROLLED_BACK if rolled_back else 0)
-        )
-        applied = self.multipliers
+        codes = int(np.bitwise_or.reduce(move.reasons[0])) | int(move.refused[0])
+        codes |= Reason.ROLLED_BACK if rolled_back else 0
+        rolled_back, applied = rolled_back or "rollback" in fired, self.multipliers
+        undone = self._named((move.reasons[0] & Reason.UNDONE) > 0)
         answered = not codes & (Reason.FAULT | Reason.LOST | Reason.LATE | Reason.SWITCHED_OFF)
         event = Event(
             step=step,
@@ -262,7 +262,10 @@ class Controller:
             moved=bool((move.after != move.before).any()),
             guarded=in_words(codes),
             rolled_back=rolled_back,
-            log_loss=log_loss,
+            losses=losses,
+            why=self._listener.why() if answered and observation is not None else "",
+            fired=fired,
+            undone=tuple(name for name, taken_back in undone.items() if taken_back),
         )
         self._run.hooks.safely("the audit", lambda: self._trail.note(event))
         self._between = Decision(False, applied, "between decisions", False)

@@ -54,3 +54,12 @@ class Listener:
             raise ValueError(f"actions of shape {actions.shape} for 1 run and {len(self.policy.levers)} levers")
         self.state = state
         return actions
+
+    def why(self) -> str:
+        """What the policy says of its last decision; empty where it says nothing, or fails to."""
+        say = getattr(self.policy, "why", None)
+        try:
+            return str(say(self.state)[0]) if callable(say) else ""
+        except Exception as error:  # noqa: BLE001 - whatever it is, the training must not stop for it
+            self._say("why", f"policy {self.policy.name!r} could not say why: {error!r}")
+            return ""

@@ -48,6 +48,7 @@ class LearnedPolicy:
         provenance: how it was trained; the keys are those of ``manifest.Provenance``.
         results: held-out results, name to number or text.
         limits: the levers as they were in training; those of the lever table when left out.
+        sha256: of the manifest of the bundle that it was loaded from; empty for none.
     """
 
     name: str
@@ -66,6 +67,7 @@ class LearnedPolicy:
     provenance: Mapping[str, Any] = field(default_factory=dict)
     results: Mapping[str, float | str] = field(default_factory=dict)
     limits: Mapping[str, LeverLimits] = field(default_factory=dict)
+    sha256: str = ""
     _std: np.ndarray = field(init=False, repr=False)
     _steps: tuple[Layer, ...] = field(init=False, repr=False)
 

@@ -120,7 +120,7 @@ def _check_names(label: str, policy: Policy) -> None:
         raise MismatchError(f"{label}: signals is {signals!r}; it must be a tuple of different signal names")
     if not isinstance(levers, Mapping) or not levers:
         raise MismatchError(
-            f"{label}: levers is {levers!r}; it must map names to {' or '.join(map(repr, get_args(Kind)))}"
+            f"{label}: levers is {levers!r}; it must map lever names to {' or '.join(map(repr, get_args(Kind)))}"
         )
     for name, kind in levers.items():
         if kind not in get_args(Kind):

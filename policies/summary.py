@@ -7,24 +7,29 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from trimtab.policies.outcomes import Changes, Ledger, Settled
+
 RECENT = 8  # changes that a summary lists
 
 
 @dataclass
 class Change:
-    """One decision that changed a lever; losses are natural logs of an interval's mean, NaN when unknown."""
+    """One decision that changed a lever, and the change of the ln mean loss that followed, NaN when unknown."""
 
     step: int
-    moved: dict[str, tuple[float, float]]
+    moved: Changes
     why: str
-    before: float
-    after: float = math.nan
+    fired: tuple[str, ...] = ()
+    outcome: float = math.nan
+    undone: bool = False
 
     def line(self) -> str:
         """One line for a person."""
-        levers = ", ".join(f"{name} x{old:.3g} -> x{new:.3g}" for name, (old, new) in self.moved.items())
-        change = self.after - self.before
-        told = f"; the loss then went {_percent(change)}" if math.isfinite(change) else ""
+        levers = ", ".join(
+            [*(f"{name} x{old:.3g} -> x{new:.3g}" for name, (old, new) in self.moved.items()), *self.fired]
+        )
+        told = f"; the loss then went {_percent(self.outcome)}" if math.isfinite(self.outcome) else ""
+        told += "; it was undone" if self.undone else ""
         return f"  step {self.step}: {levers}; {self.why}{told}"
 
 
@@ -61,40 +66,37 @@ class Journal:
         self.ranges: dict[str, list[float]] = {}
         self.moved, self.held = Tally(), Tally()
         self.recent: list[Change] = []
-        self._pending: tuple[bool, float, int] | None = None
+        self.ledger = Ledger()
 
-    def outcome(self, log_loss: float) -> tuple[int, float] | None:
-        """Settles the previous decision with the loss of the interval after it.
+    def ended(self, ln_loss: float, *, undone: bool) -> Settled:
+        """Settles what was changed for the interval that has ended.
 
         Args:
-            log_loss: natural log of the interval's mean loss, NaN when unknown.
-
-        Returns:
-            Step of the decision and the change of the log loss, when it changed a lever; else None.
+            ln_loss: natural log of the interval's mean loss, NaN when unknown.
+            undone: the interval was rolled back.
         """
-        if self._pending is None:
-            return None
-        (changed, before, step), self._pending = self._pending, None
-        (self.moved if changed else self.held).count(log_loss - before)
-        if not changed:
-            return None
-        if self.recent:
-            self.recent[-1].after = log_loss
-        return step, log_loss - before
+        settled = self.ledger.ended(ln_loss, undone=undone)
+        if settled.decided_at is None:
+            self.held.count(settled.ln_loss_change)
+            return settled
+        self.moved.count(settled.ln_loss_change)
+        for change in self.recent:
+            if change.step >= settled.decided_at:
+                change.outcome, change.undone = settled.ln_loss_change, undone
+        return settled
 
     def decided(
-        self, step: int, before: Mapping[str, float], after: Mapping[str, float], why: str, log_loss: float
+        self, step: int, after: Mapping[str, float], changes: Changes, fired: tuple[str, ...], why: str, cause: str
     ) -> None:
-        """Notes a decision and its multipliers before and after it."""
+        """Notes a decision: multipliers after it, what it changed, why in words, and who caused it."""
         self.decisions += 1
-        moved = {name: (before.get(name, 1.0), new) for name, new in after.items() if new != before.get(name, 1.0)}
-        self._pending = (bool(moved), log_loss, step)
         for name, value in after.items():
             low, high = self.ranges.get(name, (value, value))
             self.ranges[name] = [min(low, value), max(high, value)]
-        if moved:
+        self.ledger.changed(step, changes, fired, cause)
+        if changes or fired:
             self.changes += 1
-            self.recent = [*self.recent, Change(step, moved, why, log_loss)][-RECENT:]
+            self.recent = [*self.recent, Change(step, changes, why, fired)][-RECENT:]
 
     def intervened(self, words: str, *, rolled_back: bool) -> None:
         """Counts what the guard did at a decision; ``words`` may hold several reasons."""
@@ -136,7 +138,7 @@ class Journal:
             "ranges": {name: list(both) for name, both in self.ranges.items()},
             "tallies": [asdict(self.moved), asdict(self.held)],
             "recent": [asdict(change) for change in self.recent],
-            "pending": self._pending,
+            "ledger": self.ledger.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -146,8 +148,13 @@ class Journal:
         self.ranges = {name: list(both) for name, both in state["ranges"].items()}
         self.moved, self.held = (Tally(**tally) for tally in state["tallies"])
         self.recent = [
-            Change(**{**one, "moved": {name: tuple(both) for name, both in one["moved"].items()}})
+            Change(
+                **{
+                    **one,
+                    "moved": {name: (old, new) for name, (old, new) in one["moved"].items()},
+                    "fired": tuple(one["fired"]),
+                }
+            )
             for one in state["recent"]
         ]
-        pending = state["pending"]
-        self._pending = None if pending is None else (bool(pending[0]), float(pending[1]), int(pending[2]))
+        self.ledger.load_state_dict(state["ledger"])

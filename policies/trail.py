@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from trimtab.inner_training.reading import Reading
 from trimtab.inner_training.signals import Signal
-from trimtab.policies.audit import Audit, rounded, rounded_all
+from trimtab.policies.audit import Audit, now, rounded, rounded_all
+from trimtab.policies.outcomes import Changes, Losses, Settled, Validated
 from trimtab.policies.summary import Journal
 
 TELLING = ("progress", "loss", "validation", "gradient", "update")  # groups of signals that can be a reason
@@ -47,7 +47,10 @@ class Event:
         moved: the policy moved a lever (the guard's caution is not one).
         guarded: what the guard did, in words; empty when it let everything through.
         rolled_back: a snapshot was restored.
-        log_loss: natural log of the interval's mean loss, NaN when unknown; None when no interval has ended.
+        losses: those of the interval that has ended; None when none has.
+        why: which parts of the policy moved what, on what evidence; empty where it does not say.
+        fired: event levers that fired.
+        undone: levers whose last change the guard took back.
     """
 
     step: int
@@ -59,31 +62,57 @@ class Event:
     moved: bool
     guarded: str
     rolled_back: bool
-    log_loss: float | None
+    losses: Losses | None
+    why: str = ""
+    fired: tuple[str, ...] = ()
+    undone: tuple[str, ...] = ()
+
+    @property
+    def changes(self) -> Changes:
+        """Multipliers before and after, of each lever that changed."""
+        return {
+            name: (self.before.get(name, 1.0), new)
+            for name, new in self.after.items()
+            if new != self.before.get(name, 1.0)
+        }
+
+    @property
+    def cause(self) -> str:
+        """Who changed something: blocks of the policy by name, or ``policy``; and ``guard``."""
+        acted = self.moved or bool(self.fired)
+        own = (blocks_of(self.why) or ("policy",)) if acted else ()
+        return " + ".join((*own, "guard") if self.rolled_back or not acted else own)
 
     def reason(self, mode: str) -> str:
         """Why, in words."""
-        told = "; ".join(filter(None, ["moved by the policy" if self.moved else "", self.guarded]))
+        acted = self.moved or bool(self.fired)
+        own = "moved by the policy" if acted else ""
+        if self.why:
+            own = f"{own or 'the policy holds'} ({self.why})"
+        told = "; ".join(filter(None, [own, self.guarded]))
         return ("advice only: " if mode == "advise" else "") + (told or "the policy holds")
 
 
-def log_mean_loss(reading: Reading) -> float:
-    """Natural log of the interval's mean loss of one run; NaN when it is unknown, not positive or was rolled back."""
-    mean = float(reading.losses().mean())
-    return math.log(mean) if mean > 0 and math.isfinite(mean) else math.nan
+def blocks_of(why: str) -> tuple[str, ...]:
+    """Names of the blocks in a policy's ``why``: clauses ``name: evidence``, separated by semicolons.
+
+    >>> blocks_of("plateau: no better for 10 intervals; autoclip: norm 4.2")
+    ('plateau', 'autoclip')
+    """
+    found = (re.match(r"([\w-]+):\s", clause.strip()) for clause in why.split(";"))
+    return tuple(dict.fromkeys(match[1] for match in found if match))
 
 
-def evidence(signals: Sequence[Signal], observation: np.ndarray | None) -> str:
-    """The three loudest observed signals that can be a reason, in words; empty for none."""
+def loudest(signals: Sequence[Signal], observation: np.ndarray | None) -> dict[str, float]:
+    """The three loudest observed signals that can be a reason, by name."""
     if observation is None:
-        return ""
+        return {}
     seen = [
         (signal.name, float(value))
-        for signal, value in zip(signals, observation, strict=True)
+        for signal, value in zip(signals, observation.tolist(), strict=True)
         if signal.group in TELLING and value != 0 and not signal.name.endswith("available") and signal.name != "started"
     ]
-    loudest = sorted(seen, key=lambda pair: -abs(pair[1]))[:3]
-    return ", ".join(f"{name} {value:+.2f}" for name, value in loudest)
+    return dict(sorted(seen, key=lambda pair: -abs(pair[1]))[:3])
 
 
 class Trail:
@@ -100,32 +129,73 @@ class Trail:
         self.journal = Journal()
 
     def note(self, event: Event) -> None:
-        """Keeps a decision, and what came of the one before."""
-        settled = None if event.log_loss is None else self.journal.outcome(event.log_loss)
+        """Keeps a decision, and what came of those before."""
+        lines = [] if event.losses is None else self._settle(event.step, event.losses, event.rolled_back)
         self.journal.intervened(event.guarded, rolled_back=event.rolled_back)
-        why, reason = evidence(self._signals, event.observation), event.reason(self._mode)
-        told = f"{reason} ({why})" if why else reason
-        log_loss = math.nan if event.log_loss is None else event.log_loss
-        self.journal.decided(event.step, event.before, event.after, told, log_loss)
-        if settled is not None:
-            self.write("outcome", step=event.step, decided_at=settled[0], ln_loss_change=rounded(settled[1]))
+        loud, reason = loudest(self._signals, event.observation), event.reason(self._mode)
+        seen = ", ".join(f"{name} {value:+.2f}" for name, value in loud.items())
+        told = f"{reason} ({seen})" if seen else reason
+        self.journal.decided(event.step, event.after, event.changes, event.fired, told, event.cause)
         if self._audit is not None:
-            self.write("decision", **self._line(event))
+            self._audit.append([*lines, self._decision(event, list(loud), reason)])
 
-    def _line(self, event: Event) -> dict[str, Any]:
+    def _settle(self, step: int, losses: Losses, rolled_back: bool) -> list[dict[str, Any]]:
+        settled = self.journal.ended(losses.train, undone=rolled_back)
+        validated = self.journal.ledger.validated(step, losses.validation)
+        lines = [] if settled.decided_at is None else [_outcome(step, settled)]
+        return lines if validated is None else [*lines, _validation(validated)]
+
+    def _decision(self, event: Event, loud: list[str], reason: str) -> dict[str, Any]:
         names = [signal.name for signal in self._signals]
         seen = {} if event.observation is None else dict(zip(names, event.observation.tolist(), strict=True))
-        line: dict[str, Any] = {
+        advised = {"advised": rounded_all(event.after)} if self._mode == "advise" else {}
+        return {
+            "kind": "decision",
             "step": event.step,
+            "ln_loss": None if event.losses is None else rounded(event.losses.train),
             "signals": rounded_all(seen),
+            "loudest": loud,
             "proposed": rounded_all(event.proposed),
+            "changed": _both(event.changes),
+            "fired": list(event.fired),
             "applied": rounded_all(event.applied),
-            "reason": event.reason(self._mode),
+            **advised,
+            "reason": reason,
+            "guard": event.guarded,
+            "why": event.why,
             "rolled_back": event.rolled_back,
+            "undone": list(event.undone),
         }
-        return line if self._mode == "act" else {**line, "advised": rounded_all(event.after)}
 
-    def write(self, kind: str, **fields: Any) -> None:
-        """Appends a line to the audit, if there is one."""
+    def write(self, kind: str, *, step: int) -> None:
+        """Appends a line about the controller itself to the audit, if there is one."""
         if self._audit is not None:
-            self._audit.write(kind, **fields)
+            self._audit.write(kind, step=step, time=now())
+
+
+def _both(changes: Changes) -> dict[str, list[float | str]]:
+    return {name: [rounded(before), rounded(after)] for name, (before, after) in changes.items()}
+
+
+def _outcome(step: int, settled: Settled) -> dict[str, Any]:
+    return {
+        "kind": "outcome",
+        "step": step,
+        "decided_at": settled.decided_at,
+        "changed": _both(settled.changes),
+        "fired": list(settled.fired),
+        "cause": settled.cause,
+        "ln_loss_change": rounded(settled.ln_loss_change),
+        "ln_loss_usual": rounded(settled.ln_loss_usual),
+        "undone": settled.undone,
+    }
+
+
+def _validation(validated: Validated) -> dict[str, Any]:
+    return {
+        "kind": "validation",
+        "step": validated.step,
+        "since": validated.since,
+        "ln_val_loss": rounded(validated.ln_val_loss),
+        "ln_val_loss_change": rounded(validated.ln_val_loss_change),
+    }

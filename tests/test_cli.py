@@ -14,7 +14,7 @@ import pytest
 from trimtab import cli
 from trimtab.errors import UnknownNameError
 
-COMMANDS = ("train", "bench", "export", "inspect", "check", "list")
+COMMANDS = ("train", "bench", "export", "inspect", "check", "report", "list")
 HEAVY = {"torch", "gymnasium", "stable_baselines3", "numpy", "pydantic", "rich", "yaml", "importlib.metadata"}
 
 
@@ -85,6 +85,7 @@ def test_bench_passes_everything_on(monkeypatch: pytest.MonkeyPatch, tmp_path: P
         (["export", "x", "--out", "b"], "trimtab.agents.export", "run_export", ("x", "b", False)),
         (["inspect", "b"], "trimtab.policies.bundle", "describe", ("b",)),
         (["check", "b"], "trimtab.agents.check", "run_check", ("b",)),
+        (["report", "a", "--out", "p"], "trimtab.agents.audit_report", "run_report", ("a", [], "p")),
     ],
 )
 def test_file_commands_print_what_they_get(

@@ -103,6 +103,12 @@ def _check(args: argparse.Namespace) -> None:
     print(run_check(args.path))
 
 
+def _report(args: argparse.Namespace) -> None:
+    from trimtab.agents.audit_report import run_report
+
+    print(run_report(args.file, args.against, args.out))
+
+
 def _list(args: argparse.Namespace) -> None:
     if args.table not in _TABLES:
         raise unknown("table", args.table, _TABLES)
@@ -187,6 +193,12 @@ def _add_files(commands: Any) -> None:
     parser = commands.add_parser("check", help="verify a bundle, or a scenario's YAML file")
     parser.add_argument("path", type=Path, metavar="BUNDLE_OR_CONFIG")
     parser.set_defaults(command=_check)
+
+    parser = commands.add_parser("report", help="draw the audit of a run as a page")
+    parser.add_argument("file", type=Path, metavar="FILE", help="an audit, as attach(audit=...) wrote it")
+    parser.add_argument("--against", type=Path, nargs="+", default=[], metavar="FILE", help="audits of another project")
+    parser.add_argument("--out", type=Path, required=True, metavar="report.html", help="the page")
+    parser.set_defaults(command=_report)
 
     parser = commands.add_parser("list", help="list what is built in")
     parser.add_argument("table", metavar="|".join(_TABLES))

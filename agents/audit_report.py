@@ -1,0 +1,48 @@
+"""`trimtab report`: an audit as a page, alone or against those of another project."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from trimtab.agents.audit_compare import compare_traces
+from trimtab.agents.audit_page import MARK, to_page
+from trimtab.agents.files import write_atomically
+from trimtab.errors import OutputExistsError
+from trimtab.policies.audit_chain import load_trace
+
+
+def run_report(file: Path, against: Sequence[Path], out: Path) -> str:
+    """Draws an audit.
+
+    Args:
+        file: the audit.
+        against: audits of another project to compare it with; empty for none.
+        out: the page; an earlier report is replaced, anything else is not.
+
+    Returns:
+        A few lines: the chain's verdict, the regression check, and where the page is.
+
+    Raises:
+        UserError: nothing can be shown: a file cannot be read, is empty, is no audit, or is of another format version.
+        OutputExistsError: there is something else at ``out``.
+    """
+    trace, others = load_trace(file), [load_trace(other) for other in against]
+    _check_out(out)
+    comparison = compare_traces([trace], others) if others else None
+    write_atomically(out, to_page(trace, comparison))
+    told = [f"{file}: {trace.verdict.text()}"]
+    told += [f"{path}: {other.verdict.text()}" for path, other in zip(against, others, strict=True)]
+    if comparison is not None:
+        told += [*comparison.notes, comparison.text()]
+    return "\n".join([*told, f"report: {out}"])
+
+
+def _check_out(out: Path) -> None:
+    if out.is_dir():
+        raise OutputExistsError(f"--out {str(out)!r} is a folder; give a file, such as report.html")
+    if not out.exists():
+        return
+    with out.open("rb") as file:
+        if MARK.encode() not in file.read(100):
+            raise OutputExistsError(f"--out {str(out)!r} exists and is no earlier report; give a new file")
