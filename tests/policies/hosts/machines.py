@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,6 @@ from trimtab.policies.attach import attach
 from trimtab.policies.controller import Controller
 
 SKIPPED = 3  # the batch whose loss is infinite, where a gradient scaler is used
-POLICY = "constant"
 
 
 class Recorder(torch.optim.Optimizer):
@@ -139,7 +139,7 @@ def rate(controller: Controller | None) -> float | None:
 def parts(case: Case) -> Iterator[tuple[int, int]]:
     """First and last tick of each part of a training."""
     bounds = [0, *([case.pause] if case.pause else []), case.ticks]
-    return iter(list(zip(bounds, bounds[1:], strict=False)))
+    return pairwise(bounds)
 
 
 def follow(scheduler: Any) -> None:
@@ -282,8 +282,9 @@ class Loader:
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
         begin, self.done = self.done, 0
-        for self.done in range(begin + 1, len(self.batches) + 1):
-            yield self.batches[self.done - 1]
+        for index in range(begin, len(self.batches)):
+            self.done = index + 1
+            yield self.batches[index]
 
     def state_dict(self) -> dict[str, int]:
         return {"done": self.done}
