@@ -90,7 +90,9 @@ class Stub:
         return self
 
     def save(self) -> dict[str, Any]:
-        algorithms = [] if self.algorithm is None else [(type(self.algorithm).__qualname__, self.algorithm.state_dict())]
+        algorithms = (
+            [] if self.algorithm is None else [(type(self.algorithm).__qualname__, self.algorithm.state_dict())]
+        )
         parts = (self.state.model, self.state.optimizers[0], self.scheduler, self.state.scaler)
         return {
             "done": self.done,
@@ -180,6 +182,18 @@ def test_what_cannot_be_steered_is_refused() -> None:
     other.algorithm.load_state_dict(dict(saved["algorithms"])["TrimtabAlgorithm"])
     with pytest.raises(UserError, match="saved with optimizer 'Recorder', but this controller has 'SGD'"):
         other.fit(1)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda model: Recorder(groups(Net())), "4 of the optimizer's 4 parameters do not belong to the model"),
+        (lambda model: Recorder([torch.zeros(2)]), "no parameters that require a gradient"),
+    ],
+)
+def test_foreign_and_frozen_parameters_are_refused(make: Any, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        Stub(Case(make=make), TrimtabAlgorithm("constant")).fit(1)
 
 
 def test_it_has_what_composer_asks_of_an_algorithm() -> None:

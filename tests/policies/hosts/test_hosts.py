@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import json
+import subprocess
+import sys
 from dataclasses import replace
 from typing import Any
 
@@ -138,9 +141,6 @@ def test_an_optimizer_without_trained_parameters_is_refused(host: str) -> None:
 def test_an_absent_framework_is_named_with_its_extra(
     monkeypatch: pytest.MonkeyPatch, module: str, name: str, package: str, extra: str
 ) -> None:
-    import importlib
-    import sys
-
     found = importlib.import_module(f"trimtab.policies.hosts.{module}")
     if name == "TrimtabCallback":
         monkeypatch.delitem(vars(found), name, raising=False)
@@ -151,3 +151,13 @@ def test_an_absent_framework_is_named_with_its_extra(
         getattr(found, name)(None, None)
     with pytest.raises(AttributeError, match="no attribute 'TrimtabCalback'"):
         found.TrimtabCalback  # noqa: B018
+
+
+def test_no_framework_is_imported_before_it_is_asked_for() -> None:
+    code = (
+        "import sys; from trimtab.policies.hosts import accelerate, composer, huggingface, lightning\n"
+        "print(*sorted({name.partition('.')[0] for name in sys.modules}))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert {"torch", "trimtab"} <= set(done.stdout.split())
+    assert {"accelerate", "lightning", "pytorch_lightning", "transformers", "gymnasium"}.isdisjoint(done.stdout.split())

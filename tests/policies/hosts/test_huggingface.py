@@ -18,7 +18,7 @@ from trimtab.errors import UserError
 from trimtab.inner_training.guard import GuardConfig
 
 transformers = pytest.importorskip("transformers", reason="transformers is not installed")
-from trimtab.policies.hosts.huggingface import TrimtabCallback  # noqa: E402 - imports transformers
+from trimtab.policies.hosts.huggingface import TrimtabCallback
 
 
 def run(callback: Any, case: Case, folder: Path, end: int | None = None, resume: int = 0, **more: Any) -> Any:

@@ -6,18 +6,20 @@ import copy
 import json
 import logging
 import pickle
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from tests.policies.hosts.machines import QUIET_LIGHTNING, Case, Loader, lightning_module
+from tests.policies.hosts.machines import QUIET_LIGHTNING, Case, Loader, Net, lightning_module
 from tests.policies.live import Scripted
 
 from trimtab.errors import UserError
+from trimtab.policies.hosts import lightning as module
 
 library = pytest.importorskip("lightning.pytorch", reason="lightning is not installed")
-from trimtab.policies.hosts.lightning import TrimtabCallback  # noqa: E402 - imports lightning
+from trimtab.policies.hosts.lightning import TrimtabCallback
 
 
 def fit(callback: Any, case: Case, module: Any = None, more: tuple[Any, ...] = (), **options: Any) -> Any:
@@ -163,7 +165,7 @@ def test_a_rollback_takes_averaged_weights_along() -> None:
         average = Average(decay=0.5)
         callback = TrimtabCallback(
             Scripted([[1.0]], decide_every=2),
-            stateful=lambda trainer, average=average: [average._average_model] if together else [],
+            stateful=(lambda trainer, average=average: [average._average_model]) if together else (),
         )
         case = Case(steps=12)
         fit(callback, case, spoiled(case, 6), more=(average,))
@@ -192,3 +194,28 @@ def test_clipping_by_lightning_comes_before_the_measurement() -> None:
     fit(callback, Case(steps=4), gradient_clip_val=1e-3)
     average = callback.controller._steering._grad_average[0]
     assert average == pytest.approx(1e-3, rel=1e-3)
+
+
+def test_the_older_package_of_lightning_is_a_host_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    older = pytest.importorskip("pytorch_lightning", reason="pytorch_lightning is not installed")
+    case = Case(steps=4)
+
+    class Module(older.LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = Net()
+
+        def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+            return self.net(**batch)["loss"]
+
+        def configure_optimizers(self) -> Any:
+            return case.make(self.net)
+
+    monkeypatch.delitem(sys.modules, "lightning.pytorch")
+    monkeypatch.delitem(vars(module), "TrimtabCallback")
+    own = module.TrimtabCallback
+    assert issubclass(own, older.Callback) and not issubclass(own, library.Callback)
+    for made in (own, TrimtabCallback):
+        trainer = older.Trainer(**{**QUIET_LIGHTNING, "max_steps": 4, "callbacks": [made(Scripted([[0.5]]))]})
+        trainer.fit(Module(), Loader(case.batches()))
+        assert trainer.optimizers[0].effective == [(0.025, 0.01)] * 4
