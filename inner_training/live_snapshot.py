@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from trimtab.inner_training.own_step import own_step
+
 SPACING = 10  # steps between snapshots at least, for a policy that decides at every step
 
 
@@ -157,7 +159,10 @@ class LiveSnapshots:
                 state[owner] = _again(held)
         for other, saved in zip(self._stateful, moment.others, strict=True):
             other.load_state_dict(copy.deepcopy(saved))
-        if self._schedules:
-            for group, values in zip(self._optimizer.param_groups, moment.groups, strict=False):
+        kind = own_step(self._optimizer)
+        for group, values in zip(self._optimizer.param_groups, moment.groups, strict=False):
+            if self._schedules:
                 _put_back(group, values, keep="params")
+            elif kind is not None:  # what it counts and estimates lies among the hyperparameters
+                group.update({key: _again(values[key]) for key in kind.kept if key in values})
         return moment.step

@@ -48,10 +48,13 @@ class Attachment:
     stateful: tuple[Any, ...]
     audit: AuditFile | None
 
-    def identity(self) -> dict[str, Any]:
+    def identity(self, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
         """What a saved state must have in common with the controller that loads it."""
+        sizes = [[one.numel() for one in group["params"]] for group in optimizer.param_groups]
         return {
             "format": FORMAT,
+            "optimizer": type(optimizer).__name__,
+            "parameter groups": [[len(group), sum(group)] for group in sizes],  # tensors and numbers in each
             "policy": self.policy.name,
             "levers": dict(self.policy.levers),
             "signals": list(self.policy.signals),
@@ -131,6 +134,12 @@ def check_optimizer(optimizer: object, model: nn.Module | None) -> None:
     trained = [one for group in optimizer.param_groups for one in group["params"] if one.requires_grad]
     if not trained:
         raise UserError("the optimizer has no parameters that require a gradient, so there is nothing to steer")
+    rates = [group.get("lr") for group in optimizer.param_groups]
+    if any(isinstance(rate, bool) or not isinstance(rate, int | float | torch.Tensor) for rate in rates):
+        raise UserError(
+            f"{type(optimizer).__name__} has the learning rates {rates}; a controller multiplies numbers, so give the "
+            "optimizer a learning rate instead of letting it set its own"
+        )
     if model is None:
         return
     if not isinstance(model, nn.Module):

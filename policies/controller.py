@@ -16,6 +16,7 @@ from trimtab.inner_training.live_run import LiveRun, as_scalar, check_readable
 from trimtab.inner_training.live_snapshot import LiveSnapshots
 from trimtab.inner_training.measurements import needs_of
 from trimtab.inner_training.module_parts import check_deadline
+from trimtab.inner_training.own_step import own_step
 from trimtab.inner_training.reading import Reading
 from trimtab.inner_training.signals import resolve_signals
 from trimtab.inner_training.steering import Move
@@ -64,6 +65,8 @@ class Controller:
         self._listener = Listener(self._policy, self._run.hooks.say)
         if said := attachment.unknown_here(signals, settings.model):
             self._run.hooks.say("unknown signals", said)
+        if (kind := own_step(optimizer)) is not None:
+            self._run.hooks.say("own step", kind.warning(type(optimizer).__name__))
         self._steering.reset(np.ones(1, dtype=bool), self._run.base(self._steering.levers))
         self._steering.available[0] = [self._run.available(lever) for lever in self._steering.levers]
         self._between = Decision(False, self.multipliers, "between decisions", False)
@@ -98,6 +101,11 @@ class Controller:
         if not recorded or self._run.steps - self._decided_at < self._settings.decide_every:
             return self._between
         return self._decide(measure=self._run.position >= self._window)
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps done; those that a gradient scaler skipped are none."""
+        return self._run.steps
 
     @property
     def multipliers(self) -> dict[str, float]:
@@ -282,7 +290,7 @@ class Controller:
         """
         rate = 1.0 if self._settings.mode == "advise" else float(self._steering.lr_multiplier[0])
         return {
-            **self._settings.identity(),
+            **self._settings.identity(self._optimizer),
             "lr_multiplier": rate,
             "effective_lr": [scheduled * rate for scheduled in self._run.scheduled_lr],
             "decided_at": self._decided_at,
@@ -300,7 +308,7 @@ class Controller:
             MismatchError: the state is of another policy or setting, or the scheduled learning rate is not the one
                 that it was saved with; nothing has been changed then.
         """
-        attachment.check_state(state, self._settings.identity(), self._run.scheduled_lr)
+        attachment.check_state(state, self._settings.identity(self._optimizer), self._run.scheduled_lr)
         self._steering.load_state_dict(state["steering"])
         self._listener.state = from_plain(state["policy_state"])
         self._run.load_state_dict(state["run"])

@@ -281,7 +281,8 @@ def test_a_step_that_calls_its_parents_step_counts_once_and_is_measured_before_t
         one.controller = attach(one.optimizer, policy=policy)
         one.run(20)
     assert torch.equal(loop.weights(), plain.weights())
-    assert json.dumps(loop.controller.state_dict()) == json.dumps(plain.controller.state_dict())  # equal where NaN, too
+    states = [{**one.controller.state_dict(), "optimizer": ""} for one in (loop, plain)]
+    assert json.dumps(states[0]) == json.dumps(states[1])  # equal where NaN, too
     assert loop.controller._run.steps == 20
 
 

@@ -1,0 +1,1 @@
+"""Controllers inside training frameworks; each module imports its framework when it is first used."""

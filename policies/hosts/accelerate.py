@@ -1,0 +1,117 @@
+"""Accelerate: ``controller = attach(accelerator, optimizer, model=model)`` after ``accelerator.prepare``."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from trimtab.errors import UserError, require_extra
+from trimtab.inner_training.guard import GuardConfig
+from trimtab.policies.controller import Controller
+from trimtab.policies.hosts.hosted import Hosted, HostOptions
+from trimtab.policies.policy import Policy
+from trimtab.policies.trail import Decision
+
+
+class AcceleratedController:
+    """A controller in an Accelerate loop; made by ``attach`` of this module.
+
+    Attributes:
+        controller: the controller itself, with ``multipliers``, ``summary()`` and ``detach()``.
+    """
+
+    def __init__(self, accelerator: Any, hosted: Hosted, controller: Controller) -> None:
+        self._accelerator, self._hosted, self.controller = accelerator, hosted, controller
+
+    def step(self, loss: Tensor | float, val_loss: Tensor | float | None = None) -> Decision:
+        """Notes a loss; call it for every batch, after ``optimizer.step()`` and ``scheduler.step()``.
+
+        With gradient accumulation it decides at most once per optimizer step, on the mean of the micro-batches.
+
+        Args:
+            loss: training loss of the batch, as it was given to ``accelerator.backward``.
+            val_loss: validation loss, whenever one was measured.
+        """
+        self._hosted.note(loss)
+        self._hosted.validated(val_loss)
+        decision = self._hosted.step() if self._accelerator.sync_gradients else None
+        return decision or Decision(False, self.multipliers, "no optimizer step was done", False)
+
+    @property
+    def multipliers(self) -> dict[str, float]:
+        """Multiplier in force for each lever."""
+        return self.controller.multipliers
+
+    def summary(self) -> str:
+        """What changed, why, and what the loss did afterwards."""
+        return self.controller.summary()
+
+    def detach(self) -> None:
+        """Leaves the optimizer as it was."""
+        self.controller.detach()
+
+    def state_dict(self) -> dict[str, Any]:
+        """The controller's state in plain values; ``accelerator.save_state`` calls this."""
+        return self.controller.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restores a state; ``accelerator.load_state`` calls this after model, optimizer and scheduler."""
+        self.controller.load_state_dict(state)
+
+
+def attach(
+    accelerator: Any,
+    optimizer: Any,
+    *,
+    model: nn.Module | None = None,
+    policy: str | os.PathLike[str] | Policy = "default",
+    total_steps: int | None = None,
+    decide_every: int | None = None,
+    mode: str = "act",
+    guard: GuardConfig | bool | None = None,
+    stateful: Sequence[Any] = (),
+    audit: str | os.PathLike[str] | None = None,
+) -> AcceleratedController:
+    """Attaches a controller to an Accelerate loop, and registers it with the accelerator's checkpoints.
+
+    The optimizer is unwrapped: the controller works through its hooks, so that skipped steps and accumulated batches
+    do not count, and it is never registered as a scheduler (an ``AcceleratedScheduler`` steps once per process).
+
+    Args:
+        accelerator: the ``Accelerator``.
+        optimizer: what ``accelerator.prepare`` returned for the optimizer, or the optimizer itself.
+        model: the model, wrapped or not.
+        policy, decide_every, mode, guard, stateful, audit: as for ``trimtab.attach``; a gradient scaler is rolled back
+            too.
+        total_steps: optimizer steps (not batches) of the whole training.
+
+    Raises:
+        UserError: an argument cannot be used; nothing has been touched then.
+    """
+    framework = require_extra("accelerate", "huggingface")
+    if not isinstance(accelerator, framework.Accelerator):
+        raise UserError(f"accelerator is a {type(accelerator).__name__}; give the accelerate.Accelerator of this loop")
+    hosted = Hosted(
+        HostOptions(
+            policy=policy,
+            decide_every=decide_every,
+            mode=mode,
+            guard=guard,
+            stateful=stateful,
+            audit=audit,
+        )
+    )
+    scaler = getattr(optimizer, "scaler", None)
+    controller = hosted.begin(
+        optimizer,
+        accelerator.unwrap_model(model) if isinstance(model, nn.Module) else model,
+        host=accelerator,
+        total_steps=total_steps,
+        also=() if scaler is None else (scaler,),
+    )
+    made = AcceleratedController(accelerator, hosted, controller)
+    accelerator.register_for_checkpointing(made)
+    return made

@@ -1,0 +1,147 @@
+"""Composer: ``Trainer(algorithms=[TrimtabAlgorithm(policy="default")])``.
+
+Duck-typed: it has what Composer asks of an ``Algorithm``, and imports nothing of it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from trimtab.inner_training.guard import GuardConfig
+from trimtab.policies.controller import Controller
+from trimtab.policies.hosts.hosted import Hosted, HostOptions, Stateful, innermost, single
+from trimtab.policies.policy import Policy
+
+TOTAL = "loss/train/total"  # the batch's loss in ``state.total_loss_dict``, of all its micro-batches
+STARTS, BATCH, VALIDATED = "fit_start", "batch_end", "eval_end"
+
+
+def value_of(event: Any) -> str:
+    """The value of one of Composer's events, or the string itself.
+
+    >>> value_of("batch_end")
+    'batch_end'
+    """
+    return str(getattr(event, "value", event))
+
+
+def budget(state: Any) -> int | None:
+    """Optimizer steps of a training whose duration is given in batches, or in epochs of known length."""
+    duration, length = state.max_duration, state.dataloader_len
+    unit = value_of(getattr(duration, "unit", ""))
+    if unit == "ba":
+        return int(duration.value)
+    if unit == "ep" and length is not None:
+        return int(duration.value) * int(getattr(length, "value", length))
+    return None
+
+
+class TrimtabAlgorithm:
+    """Steers a Composer training, once per batch that ends in an optimizer step.
+
+    A gradient scaler is rolled back with the model. The controller's state lies in Composer's checkpoints.
+
+    Args:
+        policy, decide_every, mode, guard, audit: as for ``trimtab.attach``.
+        total_steps: optimizer steps of the whole training; None to take them from ``max_duration``.
+        stateful: objects to roll back with the model, or a function of Composer's state that gives them.
+        monitor: name of a metric of an evaluator that is a validation loss; None for none.
+
+    Raises:
+        UserError: when the training starts: several optimizers, an argument that cannot be used, or a checkpoint of
+            another controller or optimizer.
+    """
+
+    find_unused_parameters = False
+    backwards_create_graph = False
+
+    def __init__(
+        self,
+        policy: str | os.PathLike[str] | Policy = "default",
+        *,
+        total_steps: int | None = None,
+        decide_every: int | None = None,
+        mode: str = "act",
+        guard: GuardConfig | bool | None = None,
+        stateful: Stateful = (),
+        audit: str | os.PathLike[str] | None = None,
+        monitor: str | None = None,
+    ) -> None:
+        self._monitor = monitor
+        self._optimizer: Any = None
+        self._hosted = Hosted(
+            HostOptions(
+                policy=policy,
+                total_steps=total_steps,
+                decide_every=decide_every,
+                mode=mode,
+                guard=guard,
+                stateful=stateful,
+                audit=audit,
+            )
+        )
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}()"
+
+    @property
+    def controller(self) -> Controller | None:
+        """The controller; None before the training has started."""
+        return self._hosted.controller
+
+    @staticmethod
+    def required_on_load() -> bool:
+        """A checkpoint can be loaded without it: it changes no architecture."""
+        return False
+
+    def state_dict(self) -> dict[str, Any]:
+        """The controller's state, in plain values."""
+        return {"repr": repr(self), "controller": self._hosted.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any], strict: bool = False) -> None:
+        """Keeps a state until the training starts."""
+        self._hosted.load_state_dict(state.get("controller"))
+
+    def match(self, event: Any, state: Any) -> bool:
+        """Whether it has something to do at an event."""
+        return value_of(event) in (STARTS, BATCH, VALIDATED)
+
+    def apply(self, event: Any, state: Any, logger: Any = None) -> int:
+        """Does it; 1 when a decision changed something, for Composer's traces."""
+        now = value_of(event)
+        if now == STARTS:
+            self._start(state)
+        elif now == VALIDATED:
+            self._validated(state)
+        elif now == BATCH and TOTAL in state.total_loss_dict:
+            self._hosted.note(state.total_loss_dict[TOTAL])
+            decision = self._hosted.step()
+            return int(decision is not None and decision.acted)
+        return 0
+
+    def detach(self) -> None:
+        """Leaves the optimizer as it was. Composer's algorithms are not told that they will not be called any more."""
+        self._hosted.end()
+        self._optimizer = None
+
+    def _start(self, state: Any) -> None:
+        """Attaches the controller, unless this is a further ``fit`` of the same optimizer."""
+        optimizer = innermost(single(tuple(state.optimizers), "Composer training"))
+        if optimizer is self._optimizer:
+            return
+        scaler = getattr(state, "scaler", None)
+        self._hosted.begin(
+            optimizer,
+            state.model,
+            host=state,
+            total_steps=budget(state),
+            also=() if scaler is None else (scaler,),
+        )
+        self._optimizer = optimizer
+
+    def _validated(self, state: Any) -> None:
+        for metrics in state.eval_metrics.values():
+            if self._monitor in metrics:
+                self._hosted.validated(float(metrics[self._monitor].compute()))

@@ -1,0 +1,169 @@
+"""What every host needs: a controller that is attached when the host's optimizer exists, and fed once per optimizer step."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from trimtab.errors import UserError
+from trimtab.inner_training.guard import GuardConfig
+from trimtab.policies.attach import attach
+from trimtab.policies.controller import Controller
+from trimtab.policies.policy import Policy
+from trimtab.policies.trail import Decision
+
+Stateful = Sequence[Any] | Callable[[Any], Sequence[Any]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class HostOptions:
+    """The arguments of ``trimtab.attach`` that a user of a host gives; see there.
+
+    Attributes:
+        total_steps: None for the host's own count of optimizer steps, where it knows it.
+        stateful: objects to roll back with the model, or a function of the host's trainer or state that gives them,
+            for what does not exist before the training begins.
+    """
+
+    policy: str | os.PathLike[str] | Policy = "default"
+    total_steps: int | None = None
+    decide_every: int | None = None
+    mode: str = "act"
+    guard: GuardConfig | bool | None = None
+    stateful: Stateful = ()
+    audit: str | os.PathLike[str] | None = None
+
+
+def innermost(optimizer: Any) -> Any:
+    """The optimizer inside wrappers that look like one but have no hooks, such as ``AcceleratedOptimizer``."""
+    while isinstance(optimizer, torch.optim.Optimizer) and "_optimizer_step_pre_hooks" not in vars(optimizer):
+        inner = vars(optimizer).get("optimizer")
+        if inner is None:
+            break
+        optimizer = inner
+    return optimizer
+
+
+def single(optimizers: Sequence[Any], host: str) -> Any:
+    """The one optimizer of a host; several cannot be steered by one controller.
+
+    Raises:
+        UserError: there is none, or more than one.
+    """
+    if len(optimizers) != 1:
+        raise UserError(
+            f"this {host} has {len(optimizers)} optimizers, but a controller steers exactly one; call "
+            "trimtab.attach(optimizer, ...) and controller.step(loss) yourself for the one to be steered"
+        )
+    return optimizers[0]
+
+
+class Hosted:
+    """A controller in a host.
+
+    Args:
+        options: what the user gave.
+
+    Attributes:
+        controller: the present one, or that of the training that ended last; None before the first.
+    """
+
+    def __init__(self, options: HostOptions) -> None:
+        self.options = options
+        self.controller: Controller | None = None
+        self._saved: Mapping[str, Any] | None = None  # to be loaded when the optimizer exists
+        self._losses: list[Tensor | float] = []
+        self._val_loss: Tensor | float | None = None
+        self._seen = 0
+
+    def begin(
+        self, optimizer: Any, model: nn.Module | None, *, host: Any, total_steps: int | None, also: Sequence[Any] = ()
+    ) -> Controller:
+        """Attaches a controller, and gives it the state that was loaded before there was an optimizer.
+
+        Args:
+            optimizer: the host's, wrapped or not.
+            model: the module that it trains.
+            host: what a function of the user that gives ``stateful`` is called with.
+            total_steps: what the host knows of the budget.
+            also: objects of the host to be rolled back too.
+
+        Raises:
+            UserError: as ``trimtab.attach`` and ``Controller.load_state_dict``; nothing stays attached then.
+        """
+        self.end()
+        options = self.options
+        given = options.stateful(host) if callable(options.stateful) else options.stateful
+        controller = attach(
+            innermost(optimizer),
+            model=model,
+            policy=options.policy,
+            total_steps=total_steps if options.total_steps is None else options.total_steps,
+            decide_every=options.decide_every,
+            mode=options.mode,
+            guard=options.guard,
+            stateful=[*given, *also] if isinstance(given, list | tuple) else given,
+            audit=options.audit,
+        )
+        saved, self._saved = self._saved, None
+        if saved is not None:
+            try:
+                controller.load_state_dict(saved)
+            except BaseException:
+                controller.detach()
+                raise
+        self._losses.clear()
+        self.controller, self._seen = controller, controller.steps
+        return controller
+
+    def note(self, loss: Tensor | float) -> None:
+        """Keeps the loss of a micro-batch, on its device."""
+        self._losses.append(loss.detach() if isinstance(loss, Tensor) else loss)
+
+    def validated(self, loss: Tensor | float | None) -> None:
+        """Keeps a validation loss for the next step; None is no news."""
+        self._val_loss = self._val_loss if loss is None else loss
+
+    @property
+    def noted(self) -> bool:
+        """Whether there is a loss since the last step."""
+        return bool(self._losses)
+
+    def step(self, *, total: bool = False) -> Decision | None:
+        """Tells the controller of an optimizer step; None where there was none, as when a gradient scaler skipped it.
+
+        Args:
+            total: the loss is the sum of what was noted, not its mean.
+        """
+        losses, controller = self._losses, self.controller
+        if controller is None or controller.steps == self._seen or not losses:
+            losses.clear()
+            return None
+        self._seen = controller.steps
+        loss = losses[0]
+        if len(losses) > 1:
+            summed = torch.stack([torch.as_tensor(one).float().mean() for one in losses]).sum()
+            loss = summed if total else summed / len(losses)
+        losses.clear()
+        val_loss, self._val_loss = self._val_loss, None
+        return controller.step(loss, val_loss)
+
+    def end(self) -> None:
+        """Leaves the optimizer as it was; the controller can still be asked for its summary and its state."""
+        if self.controller is not None:
+            self.controller.detach()
+
+    def state_dict(self) -> dict[str, Any] | None:
+        """State of the controller, or what was loaded for one that does not exist yet; None where there is neither."""
+        if self._saved is not None:
+            return dict(self._saved)
+        return None if self.controller is None else self.controller.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any] | None) -> None:
+        """Keeps a state until a controller exists; the host restores model, optimizer and scheduler before that."""
+        self._saved = state

@@ -1,0 +1,216 @@
+"""Hugging Face: ``Trainer(callbacks=[TrimtabCallback(policy="default")])``.
+
+``TrimtabCallback`` is made when it is first asked for, because that imports transformers.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from trimtab.errors import UserError, require_extra
+from trimtab.inner_training.guard import GuardConfig
+from trimtab.policies.controller import Controller
+from trimtab.policies.hosts.hosted import Hosted, HostOptions
+from trimtab.policies.policy import Policy
+
+logger = logging.getLogger("trimtab")
+NAME = "TrimtabCallback"
+
+
+def loss_of(outputs: Any) -> Tensor | None:
+    """The loss in the output of a model's forward pass, where the Trainer looks for it; None where there is none.
+
+    >>> loss_of({"loss": torch.tensor(2.0)}), loss_of((torch.zeros(3, 2),)), loss_of({"logits": torch.zeros(3)})
+    (tensor(2.), None, None)
+    """
+    if isinstance(outputs, Mapping):
+        found = outputs.get("loss")
+    else:
+        found = outputs[0] if isinstance(outputs, tuple | list) and outputs else None
+    return found if isinstance(found, Tensor) and found.numel() == 1 else None
+
+
+class HuggingFaceHooks:
+    """Steers a Hugging Face training, once per optimizer step.
+
+    The Trainer tells its callbacks no loss. It is taken from the model's output by a forward hook, as the Trainer takes
+    it; where the loss is computed outside of the model (``compute_loss_func``, label smoothing, a Trainer's own
+    ``compute_loss``), call ``callback.follow(trainer)`` once before ``trainer.train()``. A gradient scaler is rolled
+    back with the model.
+
+    The controller's state lies in ``trainer_state.json`` of each checkpoint, and is restored from there by the callback
+    itself, whether ``restore_callback_states_from_checkpoint`` is set or not. If it is, the Trainer replaces this
+    object by one made from the checkpoint; then the policy must be given by name or path, and the acting callback is
+    found in ``trainer.callback_handler.callbacks``.
+
+    Args:
+        policy, decide_every, mode, guard, audit, stateful: as for ``trimtab.attach``.
+        total_steps: optimizer steps of the whole training; None for the Trainer's ``max_steps``.
+        monitor: name of the validation loss among the metrics of an evaluation.
+
+    Raises:
+        UserError: when the training starts: an argument that cannot be used, or a checkpoint of another controller
+            or optimizer; or when no loss is found at the first step.
+    """
+
+    def __init__(
+        self,
+        policy: str | os.PathLike[str] | Policy = "default",
+        *,
+        total_steps: int | None = None,
+        decide_every: int | None = None,
+        mode: str = "act",
+        guard: GuardConfig | Mapping[str, Any] | bool | None = None,
+        stateful: Sequence[Any] = (),
+        audit: str | os.PathLike[str] | None = None,
+        monitor: str = "eval_loss",
+    ) -> None:
+        if isinstance(policy, Mapping) or isinstance(stateful, str):
+            raise UserError(
+                "restore_callback_states_from_checkpoint=True makes the Trainer rebuild the callback from JSON, which "
+                "cannot hold a policy object or stateful objects; leave it False (the controller is restored anyway), "
+                "or give the policy by name or path, and no stateful objects"
+            )
+        self._monitor = monitor
+        self._hosted = Hosted(
+            HostOptions(
+                policy=policy,
+                total_steps=total_steps,
+                decide_every=decide_every,
+                mode=mode,
+                guard=GuardConfig(**guard) if isinstance(guard, Mapping) else guard,
+                stateful=stateful,
+                audit=audit,
+            )
+        )
+        self._handle: Any = None
+        self._follows = self._total = False
+
+    @property
+    def controller(self) -> Controller | None:
+        """The controller of this training, or of the last one; None before the first has started."""
+        return self._hosted.controller
+
+    def follow(self, trainer: Any) -> None:
+        """Takes the loss from what ``trainer.training_step`` returns, whatever computes it; call it before ``train()``."""
+        inner = trainer.training_step
+
+        @functools.wraps(inner)
+        def training_step(*args: Any, **kwargs: Any) -> Any:
+            loss = inner(*args, **kwargs)  # scaled for gradient accumulation: the micro-batches add up
+            self._hosted.note(loss)
+            return loss
+
+        trainer.training_step = training_step
+        self._follows = self._total = True
+
+    # --- the state that Trainer keeps ---------------------------------------------------------------------------
+
+    def state(self) -> dict[str, Any]:
+        """What the Trainer writes into a checkpoint: how to make this callback again, and the controller's state."""
+        options = self._hosted.options
+        by_name = isinstance(options.policy, str | os.PathLike)
+        guard = options.guard
+        arguments = {
+            "policy": os.fspath(options.policy) if by_name else {"object": type(options.policy).__name__},  # type: ignore[arg-type]
+            "total_steps": options.total_steps,
+            "decide_every": options.decide_every,
+            "mode": options.mode,
+            "guard": asdict(guard) if isinstance(guard, GuardConfig) else guard,
+            "stateful": "objects" if options.stateful else [],
+            "audit": None if options.audit is None else os.fspath(options.audit),
+            "monitor": self._monitor,
+        }
+        return {"args": arguments, "attributes": {"saved": self.saved}}
+
+    @property
+    def saved(self) -> dict[str, Any] | None:
+        """The controller's state in plain values; setting it keeps a state until the training starts."""
+        return self._hosted.state_dict()
+
+    @saved.setter
+    def saved(self, state: Mapping[str, Any] | None) -> None:
+        self._hosted.load_state_dict(state)
+
+    def _resume(self, state: Any) -> None:
+        """Takes the controller's state from that of the Trainer, which would not always restore it."""
+        stored = (state.stateful_callbacks or {}).get(NAME)
+        first = stored[0] if isinstance(stored, list) and stored else stored
+        found = first.get("attributes", {}).get("saved") if isinstance(first, Mapping) else None
+        if state.global_step == 0:
+            found = None  # what stands there is of an earlier training of this process
+        elif found is None:
+            logger.warning("the checkpoint holds no state of a controller, so it starts anew from null multipliers")
+        self._hosted.load_state_dict(found)
+        if state.stateful_callbacks is not None:
+            state.stateful_callbacks.setdefault(NAME, {})  # the Trainer cannot save a callback that it has not read
+
+    # --- what the Trainer calls ---------------------------------------------------------------------------------
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Attaches the controller: model, optimizer and scheduler have been restored by now."""
+        self._let_go()
+        self._resume(state)
+        optimizer, model = kwargs.get("optimizer"), kwargs.get("model")
+        scaler = getattr(optimizer, "scaler", None)
+        self._hosted.begin(
+            optimizer,
+            model,
+            host=None,
+            total_steps=state.max_steps if state.max_steps > 0 else None,
+            also=() if scaler is None else (scaler,),
+        )
+        if isinstance(model, nn.Module) and not self._follows:
+            self._total = False
+            hook = torch.compiler.disable(self._forward)  # type: ignore[no-untyped-call]
+            self._handle = model.register_forward_hook(hook, with_kwargs=True)
+
+    def _forward(self, model: nn.Module, args: Any, kwargs: Mapping[str, Any], outputs: Any) -> None:
+        if not model.training or not torch.is_grad_enabled():
+            return
+        loss = loss_of(outputs)
+        if loss is not None:
+            self._total = kwargs.get("num_items_in_batch") is not None  # then the losses of micro-batches add up
+            self._hosted.note(loss)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Tells the controller of an optimizer step, unless a gradient scaler skipped it."""
+        if not self._hosted.noted:
+            raise UserError(
+                "no loss was found in the model's output; call callback.follow(trainer) before trainer.train() where "
+                "the loss is computed outside of the model"
+            )
+        self._hosted.step(total=self._total)
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Any = None, **kwargs: Any) -> None:
+        """Passes the validation loss on, with the next step."""
+        self._hosted.validated((metrics or {}).get(self._monitor))
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Lets go of model and optimizer."""
+        self._let_go()
+
+    def _let_go(self) -> None:
+        self._hosted.end()
+        if self._handle is not None:
+            self._handle.remove()
+            self._handle = None
+
+
+def __getattr__(name: str) -> Any:
+    """Makes the callback on first use."""
+    if name != NAME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    framework = require_extra("transformers.trainer_callback", "huggingface")
+    bases = (HuggingFaceHooks, framework.TrainerCallback, framework.ExportableState)
+    made = type(name, bases, {"__doc__": HuggingFaceHooks.__doc__, "__module__": __name__})
+    globals()[name] = made
+    return made
