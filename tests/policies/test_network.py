@@ -6,6 +6,7 @@ import math
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import gymnasium
@@ -154,9 +155,9 @@ def test_lstm_arrays_that_do_not_fit(shapes: tuple[tuple[int, ...], ...]) -> Non
 
 def test_an_lstm_that_does_not_fit() -> None:
     with pytest.raises(MismatchError, match=r"input_weight of LSTM layer 0 has shape \(8, 3\); it must be \(8, 7\)"):
-        learned(lstm=(2,), **{"signals": SIGNALS, "layers": []} | {"lstm": [LSTMLayer(*zeros(3, 2))]})
+        replace(learned(lstm=(2,)), lstm=[LSTMLayer(*zeros(3, 2))])
     with pytest.raises(MismatchError, match=r"weight of layer 0 has shape \(16, 7\); it must be \(16, 2\)"):
-        learned(layers=learned().layers, lstm=[LSTMLayer(*zeros(7, 2))])
+        replace(learned(), lstm=[LSTMLayer(*zeros(7, 2))])
     with pytest.raises(MismatchError, match="an LSTM layer holds a number that is not finite"):
         LSTMLayer(np.full((8, 7), np.nan), *zeros(7, 2)[1:])
 
