@@ -265,7 +265,7 @@ def validate(content: Mapping[str, Any], where: str, refuse: Refuse = at_once) -
         wrong: list[UserError] = []
         for one in error.errors(include_url=False, include_input=False, include_context=False):
             field = ".".join(str(part) for part in one["loc"])
-            field = field.encode("ascii", "backslashreplace").decode()
+            field = field.encode("unicode_escape").decode()  # a key may hold control characters
             what = one["msg"].removeprefix("Value error, ")
             wrong.append(BundleError(f"{where}: {f'{field[:200]}: ' if field else ''}{what}"))
         refuse_all(wrong, refuse)

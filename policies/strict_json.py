@@ -57,6 +57,8 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     for key, value in pairs:
         if key in content:
             raise ValueError(f"the key {short(key)} is there twice")
+        if not key.isascii() and any("\ud800" <= letter <= "\udfff" for letter in key):
+            raise ValueError(f"the key {short(key)} is no text: it holds half a character")
         content[key] = value
     return content
 
