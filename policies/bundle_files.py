@@ -16,7 +16,7 @@ from trimtab.policies.strict_json import short
 from trimtab.policies.tensors import MOST_HEADER
 
 # Bytes; nothing else belongs to a bundle. So small that a file which is refused only by its last byte is so quickly.
-CAPS = {MANIFEST: 256 << 10, WEIGHTS: 4 * MOST_PARAMETERS + MOST_HEADER, ONNX: 8 * MOST_PARAMETERS}
+CAPS = {MANIFEST: 256 << 10, WEIGHTS: 4 * MOST_PARAMETERS + MOST_HEADER, ONNX: 4 * MOST_PARAMETERS + (1 << 20)}
 MOST_NAMED = 8  # foreign files in an error
 
 

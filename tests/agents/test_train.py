@@ -23,7 +23,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tests.agents.tiny import TINY, TWO
 from trimtab.agents.checkpoints import Score, load_checkpoint
 from trimtab.agents.export import run_export
-from trimtab.agents.presets import PRESETS, PPOPreset, describe
+from trimtab.agents.presets import PRESETS, PPOPreset, RecurrentPPOPreset, describe
 from trimtab.agents.selection import FIRST_SEED, Selection
 from trimtab.agents.train import Learner, run_train, stream_seed
 from trimtab.agents.training_folder import TrainingConfig, TrainingFolder, read_config
@@ -131,6 +131,10 @@ def test_presets_are_documented() -> None:
     for name, value, reason in describe(PPOPreset()):
         assert f"| `{name}` | {value} | {reason} |" in text
     assert len(describe(PPOPreset())) == len(fields(PPOPreset))
+    rows = describe(RecurrentPPOPreset())
+    assert len(rows) == len(describe(PPOPreset())) + 2
+    for name, value, reason in rows[-2:]:
+        assert f"| `{name}` | {value} | {reason} |" in text
 
 
 def test_what_is_logged(finished: Path) -> None:

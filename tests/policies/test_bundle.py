@@ -30,8 +30,10 @@ from trimtab.errors import BundleError, MismatchError, OutputExistsError, UserEr
 from trimtab.inner_training.levers import LEVERS
 from trimtab.policies import bundle_files
 from trimtab.policies.bundle import describe, load_bundle, save_bundle, save_policy
-from trimtab.policies.manifest import MANIFEST, ONNX, WEIGHTS, canonical, parse, seal
+from trimtab.policies.manifest import MANIFEST, MOST_PARAMETERS, ONNX, READERS, WEIGHTS, parse, seal
 from trimtab.policies.registry import DEFAULT_BUNDLE, load_policy
+from trimtab.policies.strict_json import MOST_DEPTH, MOST_ENTRIES, canonical
+from trimtab.policies.tensors import MOST_HEADER
 
 REFUSED = (BundleError, MismatchError)
 Files = dict[str, bytes]
@@ -152,6 +154,22 @@ def test_extremes_survive(tmp_path: Path) -> None:
     np.testing.assert_array_equal(loaded.obs_var, policy.obs_var)
 
 
+def test_every_field_is_documented() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "bundles.md").read_text()
+    rows = re.findall(r"^\| `([a-z0-9_]+)` \| ([0-9, ]+) \|", text, re.MULTILINE)
+    wanted = {name for reader in READERS.values() for name in reader.model_fields}
+    assert {name for name, _ in rows} == wanted
+    assert len(rows) == len(wanted)
+    for name, versions in rows:
+        held = [str(version) for version, reader in READERS.items() if name in reader.model_fields]
+        assert versions == ", ".join(held), name
+    for figure in (bundle_files.CAPS[MANIFEST], MOST_PARAMETERS, MOST_ENTRIES, MOST_HEADER):
+        assert f"{figure:,}" in text
+    assert "16 MiB of weights, 17 MiB of graph" in text
+    assert [bundle_files.CAPS[name] >> 20 for name in (WEIGHTS, ONNX)] == [16, 17]
+    assert f"{MOST_DEPTH} levels" in text
+
+
 def test_onnx_is_kept_and_checked(tmp_path: Path) -> None:
     folder = save_bundle(learned(), tmp_path / "b", onnx=b"graph")
     assert (folder / ONNX).read_bytes() == b"graph"
@@ -171,6 +189,14 @@ def test_describe(tmp_path: Path, whole: Files) -> None:
                  hashlib.sha256(whole[WEIGHTS]).hexdigest()):  # fmt: skip
         assert part in text
     assert not re.search(r" $", text, re.MULTILINE)
+    assert "state of a run" not in text
+    recurrent = describe(save_bundle(learned(lstm=(6, 5)), tmp_path / "recurrent"))
+    parameters = learned(lstm=(6, 5)).parameters
+    for part in (f"7, LSTM 6-5, then 5-16-16-2, tanh, {parameters} parameters, box", "format version              2",
+                 "hidden_0 (6,), cell_0 (6,), hidden_1 (5,), cell_1 (5,)"):  # fmt: skip
+        assert part in recurrent
+    held = sum(tensor.size for tensor in safetensors.numpy.load_file(tmp_path / "recurrent" / WEIGHTS).values())
+    assert parameters == held
 
 
 # --- damage to the bytes ----------------------------------------------------------------------------------------

@@ -21,7 +21,8 @@ from tests.policies.made_up import learned
 from trimtab.errors import BundleError
 from trimtab.policies.bundle import load_bundle, save_bundle
 from trimtab.policies.bundle_files import CAPS
-from trimtab.policies.manifest import MANIFEST, READERS, canonical, parse, seal
+from trimtab.policies.manifest import MANIFEST, READERS, parse, seal
+from trimtab.policies.strict_json import canonical
 from trimtab.policies.tensors import read_tensors
 
 
