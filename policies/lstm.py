@@ -46,7 +46,7 @@ class LSTMLayer:
         if not all(np.isfinite(array).all() for array in (self.input_weight, self.state_weight, self.bias)):
             raise MismatchError("an LSTM layer holds a number that is not finite")
         # sigmoid(x) = 0.5 + 0.5 tanh(x / 2), which never overflows; halving a float is exact.
-        scale = np.full(len(self.bias), 0.5)
+        scale = np.full(len(self.bias), 0.5, dtype=np.float32)
         scale[2 * self.units : 3 * self.units] = 1.0
         both = np.concatenate([self.input_weight, self.state_weight], axis=1)
         object.__setattr__(self, "_weight", _frozen((both * scale[:, None]).T))

@@ -21,7 +21,9 @@ from trimtab.policies.strict_json import MOST_ENTRIES, canonical, read_object, s
 
 MANIFEST, WEIGHTS, ONNX = "policy.json", "weights.safetensors", "policy.onnx"
 GOLDEN = 8  # decisions that are replayed at load
-MOST_PARAMETERS = 4 << 20  # of a network, 16 MiB; a policy must decide in microseconds
+MOST_PARAMETERS = (
+    1 << 20
+)  # of a network, 4 MiB; a policy must decide in microseconds, and a refusal take few milliseconds
 
 Name = Annotated[str, Field(min_length=1, max_length=200)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -120,7 +122,7 @@ class _Manifest(_Strict):
     name: Name
     signals: Annotated[list[Name], Field(min_length=1, max_length=MOST_ENTRIES)]
     normalisation: Normalisation
-    levers: Annotated[list[LeverEntry], Field(min_length=1, max_length=MOST_ENTRIES)]
+    levers: Annotated[list[LeverEntry], Field(min_length=1, max_length=MOST_ENTRIES), FailFast()]
     decide_every: Annotated[int, Field(ge=1, le=10**9)]
     action_kind: Literal["box", "multi-discrete"]
     network: Network

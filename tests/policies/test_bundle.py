@@ -165,8 +165,8 @@ def test_every_field_is_documented() -> None:
         assert versions == ", ".join(held), name
     for figure in (bundle_files.CAPS[MANIFEST], MOST_PARAMETERS, MOST_ENTRIES, MOST_HEADER):
         assert f"{figure:,}" in text
-    assert "16 MiB of weights, 17 MiB of graph" in text
-    assert [bundle_files.CAPS[name] >> 20 for name in (WEIGHTS, ONNX)] == [16, 17]
+    assert "4 MiB of weights, 5 MiB of graph" in text
+    assert [bundle_files.CAPS[name] >> 20 for name in (WEIGHTS, ONNX)] == [4, 5]
     assert f"{MOST_DEPTH} levels" in text
 
 
@@ -243,7 +243,7 @@ def test_a_missing_file(tmp_path: Path, whole: Files, name: str) -> None:
 @pytest.mark.parametrize("name", [MANIFEST, WEIGHTS])
 def test_a_file_above_its_cap(tmp_path: Path, whole: Files, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert bundle_files.CAPS[MANIFEST] == 256 * 2**10
-    assert bundle_files.CAPS[WEIGHTS] == 16 * 2**20 + 64 * 2**10
+    assert bundle_files.CAPS[WEIGHTS] == 4 * 2**20 + 64 * 2**10
     monkeypatch.setitem(bundle_files.CAPS, name, len(whole[name]))
     load_bundle(write(tmp_path / "a", whole))
     monkeypatch.setitem(bundle_files.CAPS, name, len(whole[name]) - 1)
@@ -366,7 +366,7 @@ MEANING: list[tuple[str, Callable[[Content], object], str]] = [
     ("unknown activation", put("network.activation", "gelu"), "network.activation: Input should be 'tanh' or 'relu'"),
     ("other activation", put("network.activation", "relu"), "golden: the replayed actions are off"),
     ("one size", put("network.sizes", [7]), "network.sizes: List should have at least 2"),
-    ("too many parameters", put("network.sizes.1", 10**6), "network: .* parameters; at most 4194304 are allowed"),
+    ("too many parameters", put("network.sizes.1", 10**6), "network: .* parameters; at most 1048576 are allowed"),
     ("a huge size", put("network.sizes.1", 10**300), "network.sizes.1: Input should be less than or equal"),
     ("too many layers", put("network.sizes", [7, *[4] * 40, 2]), "network.sizes: List should have at most 32"),
     ("first size", put("network.sizes.0", 8), r"network.sizes \(first\): there are 8, there must be 7"),

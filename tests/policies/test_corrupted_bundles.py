@@ -182,8 +182,8 @@ def test_mangled_tensors(header: dict[str, Any], size: int, length: int | None, 
 
 def test_the_largest_network_that_is_allowed(tmp_path: Path) -> None:
     """It loads; one parameter more is refused when it is saved."""
-    units = 4_194_304 // 10 - 1  # seven signals, two levers and a bias for each unit
+    units = 1_048_576 // 10 - 1  # seven signals, two levers and a bias for each unit
     folder = save_bundle(learned(hidden=(units,)), tmp_path / "b")
     assert load_bundle(folder).sizes == [7, units, 2]
-    with pytest.raises(BundleError, match="network: 4194312 parameters; at most 4194304 are allowed"):
+    with pytest.raises(BundleError, match="network: 1048582 parameters; at most 1048576 are allowed"):
         save_bundle(learned(hidden=(units + 2,)), tmp_path / "c")
