@@ -101,7 +101,7 @@ def recurrent(scenario: Scenario, layers: int = 1) -> RecurrentPPO:
     with torch.no_grad():
         hidden, _ = model.policy.lstm_actor(inputs)
         outputs = model.policy.action_net(model.policy.mlp_extractor.forward_actor(hidden))
-        model.policy.action_net.weight /= outputs.std()
+        model.policy.action_net.weight *= 0.5 / outputs.std()
     return model
 
 
@@ -256,7 +256,7 @@ def test_parity_of_a_recurrent_agent(kind: str, layers: int, tmp_path: Path) -> 
     amnesic = played(policy, raw, np.ones_like(begun))
     assert (np.abs(amnesic - wanted).max(-1) > 1e-3).mean() > (0.5 if kind == "box" else 0.2)  # the state matters
     if kind == "box":
-        assert 0.05 < (np.abs(wanted) == 1).mean() < 0.9
+        assert 0.01 < (np.abs(wanted) == 1).mean() < 0.5
     else:
         assert set(np.unique(wanted)) == {-1, 0, 1}
 
