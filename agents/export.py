@@ -22,6 +22,7 @@ from trimtab.agents.training_folder import TrainingFolder, read_config
 from trimtab.envs.scenario import Scenario, load_scenario
 from trimtab.errors import ConfigError, MismatchError, UserError, require_extra
 from trimtab.policies.bundle import load_bundle, save_bundle
+from trimtab.policies.lstm import LSTMLayer
 from trimtab.policies.manifest import MANIFEST
 from trimtab.policies.network import ActionKind, Activation, LearnedPolicy
 
@@ -38,10 +39,11 @@ def learned_policy(
     provenance: Mapping[str, Any],
     results: Mapping[str, float | str] | None = None,
 ) -> LearnedPolicy:
-    """Builds a learned policy from the state dict of an actor-critic policy with an MLP.
+    """Builds a learned policy from the state dict of an actor-critic policy with an MLP, after an LSTM or without one.
 
     Args:
-        state: of Stable-Baselines3's ``ActorCriticPolicy``; its value function is left out.
+        state: of Stable-Baselines3's ``ActorCriticPolicy`` or sb3-contrib's ``RecurrentActorCriticPolicy``; its value
+            function is left out.
         statistics: see ``observation_statistics``.
         scenario: what it was trained on; gives the signals, the levers and the decision period.
         activation: between layers.
@@ -51,9 +53,9 @@ def learned_policy(
     Raises:
         MismatchError: when the network does not fit the scenario.
     """
-    layers = _layers(state)
+    layers, lstm = _layers(state), _lstm(state)
     signals, levers = len(scenario.signals), len(scenario.levers)
-    inputs, outputs = layers[0][0].shape[1], len(layers[-1][1])
+    inputs, outputs = (lstm[0].input_weight if lstm else layers[0][0]).shape[1], len(layers[-1][1])
     if inputs != signals or outputs not in (levers, 3 * levers):
         raise MismatchError(
             f"the network maps {inputs} signals to {outputs} outputs; scenario {scenario.id!r} has {signals} signals "
@@ -77,6 +79,7 @@ def learned_policy(
         obs_high=np.asarray(statistics["high"]),
         provenance=provenance,
         results=results or {},
+        lstm=lstm,
     )
 
 
@@ -87,9 +90,27 @@ def _layers(state: Mapping[str, Tensor]) -> list[tuple[np.ndarray, np.ndarray]]:
     names = [f"mlp_extractor.policy_net.{index}" for index in hidden] + ["action_net"]
     if any(f"{name}.{part}" not in state for name in names for part in ("weight", "bias")):
         raise UserError(
-            "the agent is not an actor-critic with an MLP (MlpPolicy of PPO or A2C); only those are exported"
+            "the agent is not an actor-critic with an MLP (MlpPolicy of PPO or A2C, MlpLstmPolicy of RecurrentPPO); "
+            "only those are exported"
         )
     return [(state[f"{name}.weight"].cpu().numpy(), state[f"{name}.bias"].cpu().numpy()) for name in names]
+
+
+def _lstm(state: Mapping[str, Tensor]) -> list[LSTMLayer]:
+    """The LSTM of the policy, not of the value function; none, for a feed-forward agent."""
+    parts = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+    held = {name: value.cpu().numpy() for name, value in state.items() if name.startswith("lstm_actor.")}
+    layers = -(-len(held) // len(parts))
+    wanted = {f"lstm_actor.{part}_l{number}" for number in range(layers) for part in parts}
+    if held.keys() != wanted:
+        raise UserError(
+            "the agent's LSTM is not a plain one; only those with biases, in one direction and without projection are "
+            "exported"
+        )
+    return [
+        LSTMLayer(weights, states, bias + other)
+        for weights, states, bias, other in ([held[f"lstm_actor.{part}_l{i}"] for part in parts] for i in range(layers))
+    ]
 
 
 def learned_policy_from_sb3(
@@ -97,10 +118,11 @@ def learned_policy_from_sb3(
 ) -> LearnedPolicy:
     """Builds a learned policy from a live Stable-Baselines3 agent.
 
-    Its actions equal ``model.predict(vec_normalize.normalize_obs(observations), deterministic=True)``.
+    Its actions equal ``model.predict(vec_normalize.normalize_obs(observations), deterministic=True)``, and with
+    ``MlpLstmPolicy`` its state equals that of ``predict``.
 
     Args:
-        model: PPO or A2C with ``MlpPolicy``.
+        model: PPO or A2C with ``MlpPolicy``, or RecurrentPPO with ``MlpLstmPolicy``.
         vec_normalize: the wrapper that it was trained behind.
         scenario: what it was trained on.
         provenance: how; the keys are those of ``policies.manifest.Provenance``.
@@ -128,7 +150,8 @@ def save_for_export(
     """Saves an agent of your own training so that ``trimtab export`` can read it.
 
     Args:
-        model: PPO or A2C with ``MlpPolicy``, trained on ``trimtab.make_vec(scenario, ...)``.
+        model: PPO or A2C with ``MlpPolicy``, or RecurrentPPO with ``MlpLstmPolicy``, trained on
+            ``trimtab.make_vec(scenario, ...)``.
         vec_normalize: the wrapper that it was trained behind.
         scenario: what it was trained on.
         path: the agent's ``.zip``. The statistics go into a ``.json`` beside it, since reading the pickle of
@@ -143,7 +166,7 @@ def save_for_export(
         "provenance": {
             "scenario": loaded.id,
             "families": [family.name for family in loaded.families],
-            "algorithm": type(model).__name__.lower(),
+            "algorithm": {"RecurrentPPO": "recurrent-ppo"}.get(type(model).__name__, type(model).__name__.lower()),
             "timesteps": int(model.num_timesteps),
         },
     }

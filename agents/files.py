@@ -26,6 +26,6 @@ def write_atomically(path: Path, content: str | bytes) -> None:
     os.replace(temporary, path)
 
 
-def versions() -> dict[str, str]:
-    """Version of Python, and of each package that decides what a training or a benchmark gives."""
-    return {"python": platform.python_version(), **{package: version(package) for package in PACKAGES}}
+def versions(*more: str) -> dict[str, str]:
+    """Version of Python, and of each package that decides what a training or a benchmark gives; and of ``more``."""
+    return {"python": platform.python_version(), **{package: version(package) for package in (*PACKAGES, *more)}}

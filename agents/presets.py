@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any
+from typing import Any, Self
 
-from trimtab.errors import ConfigError, unknown
+from trimtab.errors import ConfigError, out_of_range, unknown
 
 
 def _setting(default: Any, help: str) -> Any:
@@ -95,7 +95,7 @@ class PPOPreset:
         return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
 
     @classmethod
-    def from_dict(cls, settings: Mapping[str, Any]) -> PPOPreset:
+    def from_dict(cls, settings: Mapping[str, Any]) -> Self:
         """Restores what ``to_dict`` gave; ``UserError`` for a setting that does not exist or is of another type.
 
         >>> PPOPreset.from_dict(PPOPreset(n_epochs=3).to_dict()).n_epochs
@@ -115,7 +115,27 @@ class PPOPreset:
         return cls(**settings)
 
 
-PRESETS: dict[str, PPOPreset] = {"ppo": PPOPreset()}
+@dataclass(frozen=True, kw_only=True)
+class RecurrentPPOPreset(PPOPreset):
+    """The same with an LSTM before the layers of policy and value function, each its own (``RecurrentPPO`` of sb3-contrib).
+
+    Its additional numbers are usual ones; they have not been tuned.
+    """
+
+    lstm_units: int = _setting(64, "units of each LSTM layer; as wide as the layers after it")
+    lstm_layers: int = _setting(1, "LSTM layers, of the policy and of the value function")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name, most in (("lstm_units", 4096), ("lstm_layers", 4)):
+            if not 1 <= getattr(self, name) <= most:
+                raise out_of_range(name, getattr(self, name), 1, most)
+
+
+PRESETS: dict[str, PPOPreset] = {
+    "ppo": PPOPreset(),
+    "recurrent-ppo": RecurrentPPOPreset(policy_layers=(64,), value_layers=(64,)),
+}
 
 
 def preset(algo: str) -> PPOPreset:

@@ -53,7 +53,7 @@ class Selection:
         """Plays every instance to its end, with the guard and the missing signals of training.
 
         Args:
-            policy: what to judge; it keeps no state and reads what the scenario has, in the scenario's order.
+            policy: what to judge; it reads what the scenario has, in the scenario's order.
             steps: environment steps of training that it has had.
         """
         episodes = self.episodes
@@ -61,13 +61,16 @@ class Selection:
         turn = np.zeros(episodes.num_envs, dtype=np.int64)
         final, diverged = np.zeros(self._seeds.shape), np.zeros(self._seeds.shape, dtype=bool)
         episodes.reset(np.ones(episodes.num_envs, dtype=bool), self._seeds[0])
+        state, fresh = policy.init(episodes.num_envs), policy.init(episodes.num_envs)
         while not episodes.ended.all():
             running = ~episodes.ended
-            actions, _ = policy.act(episodes.observations, policy.init(episodes.num_envs))
+            actions, state = policy.act(episodes.observations, state)
             result = episodes.step(actions, policy.levers)
             final[turn[running], slots[running]] = result.log_val_loss[running]
             diverged[turn[running], slots[running]] = result.diverged[running]
             if (again := episodes.ended & (turn == 0)).any():
                 turn[again] = 1
+                for name, value in state.items():
+                    value[again] = fresh[name][again]
                 episodes.reset(again, self._seeds[1])
         return Score(steps=steps, final_loss=float(final.mean()), diverged=float(diverged.mean()))

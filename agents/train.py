@@ -12,12 +12,11 @@ from typing import Any
 import numpy as np
 import torch
 from rich.console import Console
-from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
-from torch import nn
 
+from trimtab.agents.algorithms import check_algorithm, make_agent
 from trimtab.agents.callbacks import (
     Checkpoints,
     Evaluations,
@@ -39,8 +38,6 @@ from trimtab.envs.scenario import Scenario, load_scenario
 from trimtab.errors import check_whole
 from trimtab.inner_training.stepping import Mode
 from trimtab.policies.bundle import save_bundle
-
-ACTIVATIONS: dict[str, type[nn.Module]] = {"tanh": nn.Tanh, "relu": nn.ReLU}
 
 
 def run_train(
@@ -80,11 +77,13 @@ def run_train(
     """
     for name, value, low in (("timesteps", timesteps, 1), ("seed", seed, 0), ("num_envs", num_envs, 1)):
         check_whole(name, value, low)
+    settings = preset(algo)
+    check_algorithm(settings)
     folder = TrainingFolder(root=Path(out))
     config = TrainingConfig(
         scenario=load_scenario(scenario),
         algo=algo,
-        preset=preset(algo),
+        preset=settings,
         seed=seed,
         timesteps=timesteps,
         num_envs=num_envs,
@@ -147,7 +146,7 @@ class Learner:
         )
         self.selection = Selection(config.scenario, config.num_envs, device=config.device, mode=config.mode)
         done = self.checkpoint.steps if self.checkpoint else 0
-        self.model = make_ppo(config, self.normalizer, stream_seed(config.seed, done))
+        self.model = make_agent(config, self.normalizer, stream_seed(config.seed, done))
         self.standing = Standing()
         if self.checkpoint is not None:
             restore(self.checkpoint, self.model, self.normalizer)
@@ -193,40 +192,6 @@ class Learner:
         made = {"scenario": config.scenario.id, "algo": config.algo, "seed": config.seed, "num_envs": config.num_envs}
         settings = config.preset.to_dict().items()
         return {**made, **{name: str(value) if isinstance(value, list) else value for name, value in settings}}
-
-
-def make_ppo(config: TrainingConfig, env: Normalizer, seed: int) -> PPO:
-    """A fresh PPO agent with the settings of the preset.
-
-    Args:
-        config: of the training.
-        env: normalised environment; it is seeded too.
-        seed: of networks, sampling, minibatches and episodes, in [0, 2**32).
-    """
-    settings = config.preset
-    n_steps, batch_size = settings.rollout(config.timesteps, config.num_envs)
-    return PPO(
-        "MlpPolicy",
-        env,
-        learning_rate=settings.schedule(),
-        n_steps=n_steps,
-        batch_size=batch_size,
-        n_epochs=settings.n_epochs,
-        gamma=settings.gamma,
-        gae_lambda=settings.gae_lambda,
-        clip_range=settings.clip_range,
-        ent_coef=settings.ent_coef,
-        vf_coef=settings.vf_coef,
-        max_grad_norm=settings.max_grad_norm,
-        target_kl=settings.target_kl,
-        policy_kwargs={
-            "net_arch": {"pi": list(settings.policy_layers), "vf": list(settings.value_layers)},
-            "activation_fn": ACTIVATIONS[settings.activation],
-            "log_std_init": settings.log_std_init,
-        },
-        seed=seed,
-        device="cpu",
-    )
 
 
 def stream_seed(seed: int, steps: int) -> int:

@@ -11,7 +11,7 @@ import yaml
 
 from trimtab.agents.checkpoints import BEST, LATEST, Score
 from trimtab.agents.files import versions, write_atomically
-from trimtab.agents.presets import PPOPreset, preset
+from trimtab.agents.presets import PPOPreset, RecurrentPPOPreset, preset
 from trimtab.envs.config import read_yaml
 from trimtab.envs.scenario import Scenario
 from trimtab.errors import ConfigError, MismatchError, OutputExistsError, UserError, out_of_range
@@ -95,11 +95,14 @@ class TrainingConfig:
             "command": self.command(),
             **{entry.name: getattr(self, entry.name) for entry in fields(self)},
             "preset": self.preset.to_dict(),
-            "versions": versions(),
+            "versions": self._versions(),
             "scenario": self.scenario.model_dump(mode="json"),
         }
         text: str = yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=110)
         return text
+
+    def _versions(self) -> dict[str, str]:
+        return versions("sb3-contrib") if isinstance(self.preset, RecurrentPPOPreset) else versions()
 
     def provenance(self, score: Score) -> dict[str, Any]:
         """How the policy of an evaluated checkpoint was made, for its bundle."""
@@ -111,7 +114,7 @@ class TrainingConfig:
             "timesteps": self.timesteps,
             "seed": self.seed,
             "command": self.command(),
-            "versions": versions(),
+            "versions": self._versions(),
             "settings": {name: str(value) if isinstance(value, list) else value for name, value in settings.items()},
         }
 
@@ -127,12 +130,12 @@ def read_config(folder: TrainingFolder) -> TrainingConfig:
     lacking = [name for name, value in values.items() if value is None]
     if lacking:
         raise ConfigError(f"{folder.config}: {lacking[0]} is missing; start anew in another folder")
-    preset(values["algo"])
+    kind = type(preset(values["algo"]))
     return TrainingConfig(
         **{
             **values,
             "scenario": Scenario.of(values["scenario"], f"{folder.config}: scenario"),
-            "preset": PPOPreset.from_dict(values["preset"]),
+            "preset": kind.from_dict(values["preset"]),
         }
     )
 

@@ -81,13 +81,18 @@ def explain(error: ValidationError, model: type[BaseModel], source: str) -> Conf
     Returns:
         The error; the caller raises it.
     """
+    first, *others = sentences(error, model)
+    return ConfigError(f"{source}: {first}{f' (and {len(others)} more)' if others else ''}")
+
+
+def sentences(error: ValidationError, model: type[BaseModel]) -> list[str]:
+    """One sentence for everything that pydantic found; at least one."""
     everything = error.errors(include_url=False)
     # A list whose entries are wrong is also reported as too short.
     inner = [one["loc"] for one in everything]
     found = [one for one in everything if not any(one["loc"] == place[: len(one["loc"])] != place for place in inner)]
     schema = model.model_json_schema()
-    more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
-    return ConfigError(f"{source}: {_sentence(dict(found[0]), schema)}{more}")
+    return [_sentence(dict(one), schema) for one in found]
 
 
 def _sentence(found: Mapping[str, Any], schema: Mapping[str, Any]) -> str:

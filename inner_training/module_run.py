@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from trimtab.errors import MismatchError, UserError, check_whole, unknown
 from trimtab.inner_training.events import check_event
 from trimtab.inner_training.levers import LEVERS
-from trimtab.inner_training.live_events import LiveAnchor, forget_moments
+from trimtab.inner_training.live_events import LiveEvents
 from trimtab.inner_training.live_run import CLIP, LiveRun
 from trimtab.inner_training.live_snapshot import LiveSnapshots
 from trimtab.inner_training.measurements import PROBE_EVERY
@@ -22,7 +22,7 @@ from trimtab.inner_training.module_family import ModuleFamily, ModuleInstance
 from trimtab.inner_training.module_parts import Batches, Parts, check_loss, check_parts, evaluating, examples_in
 from trimtab.inner_training.own_randomness import OwnRandomness, default_device
 from trimtab.inner_training.reading import Reading
-from trimtab.inner_training.telemetry import DEPTHS, SAMPLED_STEPS, Measured, Telemetry
+from trimtab.inner_training.telemetry import Measured, Telemetry, unmeasured
 
 Snapshots = Literal["device", "cpu", "off"]
 MOST_SKIPPED = 32  # steps that a gradient scaler may skip in an interval: from 2**16 it halves 16 times down to 1
@@ -37,7 +37,7 @@ class _Underway:
         snapshots: None where none are kept.
         batch_size: examples in its first step, NaN where they cannot be counted.
         device: of its parameters.
-        anchor: what its weights may be pulled towards.
+        events: what may fire in it.
     """
 
     parts: Parts
@@ -47,7 +47,7 @@ class _Underway:
     snapshots: LiveSnapshots | None
     batch_size: float
     device: torch.device
-    anchor: LiveAnchor = field(default_factory=LiveAnchor)
+    events: LiveEvents
 
 
 class ModuleRun:
@@ -140,7 +140,8 @@ class ModuleRun:
         live = LiveRun(parts.optimizer, 1)
         live.measure(self._measured[0], parts.module, self._measured[1])
         live.deadline = parts.deadline
-        return _Underway(parts, live, batches, random, snapshots, batch_size, device)
+        events = LiveEvents(parts.optimizer, snapshots, True, live.hooks.safely)
+        return _Underway(parts, live, batches, random, snapshots, batch_size, device, events)
 
     def _now(self) -> _Underway:
         if self._underway is None:
@@ -213,9 +214,9 @@ class ModuleRun:
                 if scheduler is not None and live.steps <= now.parts.total_steps:
                     scheduler.step()
         if live.position < steps:
-            return _unmeasured(steps, now.device)
+            return unmeasured(steps, now.device)
         telemetry = live.telemetry()
-        now.anchor.pull()
+        now.events.anchor.pull()
         if telemetry is None:
             raise RuntimeError(f"an interval of {self._what} could not be measured; the log says why")
         return telemetry
@@ -300,14 +301,9 @@ class ModuleRun:
 
     def fire(self, event: str, mask: np.ndarray) -> None:
         """Does what an event (see ``events``) does to the run where ``mask`` (bool, (1,)) says so."""
-        now = self._now()
         check_event(event)
-        if event == "rollback":
-            self.restore(mask)
-        elif mask[0] and event == "reset_moments":
-            forget_moments(now.parts.optimizer)
-        elif mask[0] and now.snapshots is not None:
-            now.anchor.drop(now.snapshots)
+        if mask[0]:
+            self._now().events.happen((event,))
 
     def reading(self, measured: Measured | None, val_loss: np.ndarray) -> Reading:
         """A reading of the run; levers and guard are filled in by ``Steering.assess``."""
@@ -315,18 +311,3 @@ class ModuleRun:
         reading = now.live.described(levers, measured, now.parts.total_steps, float(val_loss[0]))
         reading.batch_size = np.full(1, now.batch_size)
         return reading
-
-
-def _unmeasured(steps: int, device: torch.device) -> Telemetry:
-    """What is known of an interval whose gradients were never finite: that the run has diverged."""
-
-    def unknown_rows(rows: int) -> Tensor:
-        return torch.full((rows, 1), torch.nan, device=device)
-
-    return Telemetry(
-        losses=unknown_rows(steps),
-        grad_norm=unknown_rows(min(steps, SAMPLED_STEPS)),
-        grad_dot=unknown_rows(1)[0],
-        update_norm=unknown_rows(DEPTHS),
-        weight_norm=unknown_rows(DEPTHS),
-    )

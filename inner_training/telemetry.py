@@ -116,3 +116,18 @@ def join(parts: Sequence[Measured]) -> Measured:
             for name, shape in shapes.items()
         },
     )
+
+
+def unmeasured(steps: int, device: torch.device) -> Telemetry:
+    """What is known of an interval whose gradients were never finite: that the run has diverged."""
+
+    def unknown_rows(rows: int) -> Tensor:
+        return torch.full((rows, 1), torch.nan, device=device)
+
+    return Telemetry(
+        losses=unknown_rows(steps),
+        grad_norm=unknown_rows(min(steps, SAMPLED_STEPS)),
+        grad_dot=unknown_rows(1)[0],
+        update_norm=unknown_rows(DEPTHS),
+        weight_norm=unknown_rows(DEPTHS),
+    )

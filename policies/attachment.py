@@ -18,6 +18,7 @@ from trimtab.inner_training.energy import step_energy
 from trimtab.inner_training.guard import GuardConfig
 from trimtab.inner_training.levers import LEVERS, Lever, resolve_levers
 from trimtab.inner_training.measurements import MEASUREMENTS, check_live
+from trimtab.inner_training.own_step import own_step
 from trimtab.inner_training.signals import Signal, lever_signals
 from trimtab.inner_training.steering import Steering
 from trimtab.policies.audit import AuditFile
@@ -112,6 +113,14 @@ def unknown_here(signals: Sequence[Signal], model: nn.Module | None) -> str:
     ask = f"give attach(..., model=...) for {', '.join(watched)}" if watched else ""
     said = "; ".join(part for part in (only, ask) if part)
     return f"the policy reads signals that stay 0 here: {said}" if said else ""
+
+
+def remarks(signals: Sequence[Signal], model: nn.Module | None, optimizer: torch.optim.Optimizer) -> dict[str, str]:
+    """What a user should know of this run before it begins, by what it is about."""
+    found = {"unknown signals": unknown_here(signals, model)}
+    if (kind := own_step(optimizer)) is not None:
+        found["own step"] = kind.warning(type(optimizer).__name__)
+    return {what: said for what, said in found.items() if said}
 
 
 def measuring_window(signals: Sequence[Signal], decide_every: int) -> int:

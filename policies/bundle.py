@@ -2,26 +2,20 @@
 
 from __future__ import annotations
 
-import hashlib
-import itertools
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import cast
+from typing import Any
 
 import numpy as np
-import safetensors.numpy
 
-from trimtab.errors import BundleError, MismatchError, UserError, unknown
-from trimtab.inner_training.levers import LEVERS
-from trimtab.inner_training.signals import all_signals
-from trimtab.policies.bundle_files import check_target, read_file, write_folder
-from trimtab.policies.manifest import FORMAT_VERSION, GOLDEN, MANIFEST, ONNX, WEIGHTS, Manifest, parse, seal, validate
-from trimtab.policies.network import LearnedPolicy, LeverLimits
-from trimtab.policies.policy import Kind, Policy
-
-TOLERANCE = 1e-5  # of the golden actions; machines differ in the last bits of a float32 sum
-
+from trimtab.errors import UserError
+from trimtab.policies.bundle_files import check_target, write_folder
+from trimtab.policies.bundle_reading import read_bundle, replay, sha256
+from trimtab.policies.manifest import GOLDEN, MANIFEST, ONNX, WEIGHTS, seal, validate
+from trimtab.policies.network import LearnedPolicy
+from trimtab.policies.policy import Policy
+from trimtab.policies.tensors import write_tensors
 
 # --- saving -----------------------------------------------------------------------------------------------------
 
@@ -63,16 +57,21 @@ def save_bundle(
     """
     target = Path(path).resolve()
     check_target(target, overwrite)
-    files = {WEIGHTS: safetensors.numpy.save(_tensors(policy))}
+    files = {WEIGHTS: write_tensors(_tensors(policy))}
     if onnx is not None:
         files[ONNX] = onnx
-    files[MANIFEST] = _manifest_bytes(policy, {name: _sha256(content) for name, content in files.items()})
+    files[MANIFEST] = _manifest_bytes(policy, {name: sha256(content) for name, content in files.items()})
     write_folder(target, files)
     return Path(path)
 
 
 def _tensors(policy: LearnedPolicy) -> dict[str, np.ndarray]:
-    return {
+    gates = {
+        f"lstm.{number}.{part}": getattr(layer, part)
+        for number, layer in enumerate(policy.lstm)
+        for part in ("input_weight", "state_weight", "bias")
+    }
+    return gates | {
         f"layers.{number}.{part}": array
         for number, layer in enumerate(policy.layers)
         for part, array in zip(("weight", "bias"), layer, strict=True)
@@ -89,9 +88,16 @@ def _golden_observations(policy: LearnedPolicy) -> np.ndarray:
 
 def _manifest_bytes(policy: LearnedPolicy, hashes: Mapping[str, str]) -> bytes:
     observations = _golden_observations(policy)
-    actions, _ = policy.act(observations, policy.init(GOLDEN))
+    actions, state = replay(policy, observations)
+    golden = {"observations": observations.tolist(), "actions": actions.tolist()}
+    network = {"activation": policy.activation, "sizes": policy.sizes}
+    recurrent: dict[str, Any] | list[Any] = []
+    if policy.lstm:
+        golden["state"] = {name: value[0].tolist() for name, value in state.items()}
+        network["lstm"] = [layer.units for layer in policy.lstm]
+        recurrent = {name: list(value.shape[1:]) for name, value in state.items()}
     content = {
-        "format_version": FORMAT_VERSION,
+        "format_version": 2 if policy.lstm else 1,
         "name": policy.name,
         "signals": list(policy.signals),
         "normalisation": {
@@ -106,12 +112,12 @@ def _manifest_bytes(policy: LearnedPolicy, hashes: Mapping[str, str]) -> bytes:
         ],
         "decide_every": policy.decide_every,
         "action_kind": policy.action_kind,
-        "network": {"activation": policy.activation, "sizes": policy.sizes},
-        "recurrent_state": [],
+        "network": network,
+        "recurrent_state": recurrent,
         "training_ranges": {"low": policy.obs_low.tolist(), "high": policy.obs_high.tolist()},
         "provenance": dict(policy.provenance),
         "results": dict(policy.results),
-        "golden": {"observations": observations.tolist(), "actions": actions.tolist()},
+        "golden": golden,
         "files": dict(hashes),
         "sha256": "0" * 64,
     }
@@ -131,91 +137,7 @@ def load_bundle(path: str | os.PathLike[str]) -> LearnedPolicy:
         BundleError: when it is missing or damaged, or its format is of another version; the message names the field.
         MismatchError: when its signals or levers are not those of this version.
     """
-    return _load(Path(path))[0]
-
-
-def _load(folder: Path) -> tuple[LearnedPolicy, Manifest]:
-    where = str(folder / MANIFEST)
-    manifest = parse(read_file(folder, MANIFEST), where)
-    contents: dict[str, bytes] = {}
-    for name, sha256 in manifest.files.items():
-        contents[name] = read_file(folder, name)
-        if _sha256(contents[name]) != sha256:
-            raise BundleError(f"{folder / name}: its SHA-256 is not that of files.{name}; the file was changed")
-    _check_table(manifest, where)
-    policy = _policy(manifest, _arrays(contents[WEIGHTS], manifest, str(folder / WEIGHTS)))
-    observations = np.array(manifest.golden.observations, dtype=np.float32)
-    actions, _ = policy.act(observations, policy.init(GOLDEN))
-    off = float(np.abs(actions - np.array(manifest.golden.actions)).max())
-    if not off <= TOLERANCE:
-        raise BundleError(f"{where}: golden: the replayed actions are off by {off:.1e}; at most {TOLERANCE} is allowed")
-    return policy, manifest
-
-
-def _arrays(content: bytes, manifest: Manifest, where: str) -> dict[str, np.ndarray]:
-    try:
-        arrays = safetensors.numpy.load(content)
-    except Exception as error:  # the parser's errors are of many types
-        raise BundleError(f"{where}: not a safetensors file: {error}") from error
-    sizes = manifest.network.sizes
-    wanted: dict[str, tuple[int, ...]] = {}
-    for number, (width, out) in enumerate(itertools.pairwise(sizes)):
-        wanted[f"layers.{number}.weight"], wanted[f"layers.{number}.bias"] = (out, width), (out,)
-    strange = sorted(wanted.keys() ^ arrays.keys())
-    if strange:
-        raise BundleError(f"{where}: tensor {strange[0]!r} is {'missing' if strange[0] in wanted else 'unknown'}")
-    for name, shape in wanted.items():
-        array = arrays[name]
-        if array.dtype != np.float32 or array.shape != shape:
-            raise BundleError(f"{where}: {name} is {array.dtype} of shape {array.shape}; it must be float32 of {shape}")
-        if not np.isfinite(array).all():
-            raise BundleError(f"{where}: {name} holds a number that is not finite")
-    return arrays
-
-
-def _check_table(manifest: Manifest, where: str) -> None:
-    """Signals and levers must be those of this version, or of the user's own registration."""
-    signals = all_signals()
-    for name in manifest.signals:
-        if name not in signals:
-            raise MismatchError(f"{where}: signals: {unknown('signal', name, signals)}")
-    for entry in manifest.levers:
-        if entry.name not in LEVERS:
-            raise MismatchError(f"{where}: levers: {unknown('lever', entry.name, LEVERS)}")
-        for key in ("low", "high", "rate"):
-            trained, here = getattr(entry, key), float(getattr(LEVERS[entry.name], key))
-            if trained != here:
-                raise MismatchError(
-                    f"{where}: levers: the {key} of {entry.name!r} was {trained:g} in training and is {here:g} here; "
-                    "train the policy again, or use the version of trimtab that made it"
-                )
-
-
-def _policy(manifest: Manifest, arrays: Mapping[str, np.ndarray]) -> LearnedPolicy:
-    layers = range(len(manifest.network.sizes) - 1)
-    return LearnedPolicy(
-        name=manifest.name,
-        signals=tuple(manifest.signals),
-        levers={entry.name: cast(Kind, entry.kind) for entry in manifest.levers},
-        decide_every=manifest.decide_every,
-        layers=[(arrays[f"layers.{i}.weight"], arrays[f"layers.{i}.bias"]) for i in layers],
-        activation=manifest.network.activation,
-        obs_mean=np.array(manifest.normalisation.mean),
-        obs_var=np.array(manifest.normalisation.var),
-        obs_clip=manifest.normalisation.clip,
-        obs_eps=manifest.normalisation.eps,
-        action_kind=manifest.action_kind,
-        obs_low=np.array(manifest.training_ranges.low),
-        obs_high=np.array(manifest.training_ranges.high),
-        provenance=manifest.provenance.model_dump(),
-        results=manifest.results,
-        limits={entry.name: LeverLimits(entry.low, entry.high, entry.rate) for entry in manifest.levers},
-        sha256=manifest.sha256,
-    )
-
-
-def _sha256(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()
+    return read_bundle(Path(path))[0]
 
 
 # --- describing -------------------------------------------------------------------------------------------------
@@ -223,16 +145,18 @@ def _sha256(content: bytes) -> str:
 
 def describe(path: str | os.PathLike[str]) -> str:
     """What a bundle holds, as plain text; raises what ``load_bundle`` raises."""
-    policy, manifest = _load(Path(path))
+    policy, manifest = read_bundle(Path(path))
     made = manifest.provenance
-    parameters = sum(weight.size + bias.size for weight, bias in policy.layers)
     widths = "-".join(str(size) for size in policy.sizes)
+    if policy.lstm:
+        widths = f"{len(policy.signals)}, LSTM {'-'.join(str(units) for units in manifest.lstm)}, then {widths}"
     versions = ", ".join(f"{package} {version}" for package, version in made.versions.items())
     facts = {
         "name": policy.name,
         "format version": str(manifest.format_version),
-        "network": f"{widths}, {policy.activation}, {parameters} parameters, {policy.action_kind} actions",
+        "network": f"{widths}, {policy.activation}, {policy.parameters} parameters, {policy.action_kind} actions",
         "decides every": f"{policy.decide_every} optimizer steps",
+        "state of a run": ", ".join(f"{name} ({shape[0]},)" for name, shape in manifest.states().items()),
         "trained on": made.scenario,
         "task families": ", ".join(made.families),
         "algorithm": made.algorithm,

@@ -16,7 +16,6 @@ from trimtab.inner_training.live_run import LiveRun, as_scalar, check_readable
 from trimtab.inner_training.live_snapshot import LiveSnapshots
 from trimtab.inner_training.measurements import needs_of
 from trimtab.inner_training.module_parts import check_deadline
-from trimtab.inner_training.own_step import own_step
 from trimtab.inner_training.reading import Reading
 from trimtab.inner_training.signals import resolve_signals
 from trimtab.inner_training.steering import Move
@@ -63,10 +62,8 @@ class Controller:
         self._run.measure(needs_of(signals), settings.model)
         self._events = LiveEvents(optimizer, self._snapshots, settings.mode == "act", self._run.hooks.safely)
         self._listener = Listener(self._policy, self._run.hooks.say)
-        if said := attachment.unknown_here(signals, settings.model):
-            self._run.hooks.say("unknown signals", said)
-        if (kind := own_step(optimizer)) is not None:
-            self._run.hooks.say("own step", kind.warning(type(optimizer).__name__))
+        for what, said in attachment.remarks(signals, settings.model, optimizer).items():
+            self._run.hooks.say(what, said)
         self._steering.reset(np.ones(1, dtype=bool), self._run.base(self._steering.levers))
         self._steering.available[0] = [self._run.available(lever) for lever in self._steering.levers]
         self._between = Decision(False, self.multipliers, "between decisions", False)

@@ -10,6 +10,7 @@ import numpy as np
 
 from trimtab.errors import MismatchError
 from trimtab.inner_training.levers import resolve_levers
+from trimtab.policies.lstm import LSTMLayer, fresh_state, run_layers
 from trimtab.policies.policy import Kind
 
 Activation = Literal["tanh", "relu"]
@@ -28,11 +29,12 @@ class LeverLimits:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class LearnedPolicy:
-    """A feed-forward network with its normalisation and squashing baked in.
+    """A network, feed-forward or recurrent, with its normalisation and squashing baked in.
 
-    The forward pass is that of Stable-Baselines3: ``VecNormalize`` in float64, cast to float32, the policy's MLP,
-    then the mean action clipped to [-1, 1] (``"box"``) or the likeliest of {down, hold, up} for each lever
-    (``"multi-discrete"``). Arrays are copied and read-only.
+    The forward pass is that of Stable-Baselines3: ``VecNormalize`` in float64, cast to float32, the LSTM if there is
+    one, the policy's MLP, then the mean action clipped to [-1, 1] (``"box"``) or the likeliest of {down, hold, up} for
+    each lever (``"multi-discrete"``). Arrays are copied and read-only. The state of a recurrent policy is explicit:
+    ``hidden_0`` and ``cell_0`` (N, H) float32 for the first layer, and so on.
 
     Attributes:
         name: for tables and audits.
@@ -40,6 +42,7 @@ class LearnedPolicy:
         levers: what it moves, in order; L of them, all of kind ``"moves"``.
         decide_every: optimizer steps between decisions, as in training.
         layers: (weight (out, in), bias (out,)) float32, the last one giving L actions or 3 L logits.
+        lstm: layers before them; none, for a feed-forward network.
         activation: between layers.
         obs_mean, obs_var: (S,) float64 statistics of the observations in training.
         obs_clip, obs_eps: ``clip_obs`` and ``epsilon`` of ``VecNormalize``.
@@ -68,6 +71,7 @@ class LearnedPolicy:
     results: Mapping[str, float | str] = field(default_factory=dict)
     limits: Mapping[str, LeverLimits] = field(default_factory=dict)
     sha256: str = ""
+    lstm: Sequence[LSTMLayer] = ()
     _std: np.ndarray = field(init=False, repr=False)
     _steps: tuple[Layer, ...] = field(init=False, repr=False)
 
@@ -83,6 +87,7 @@ class LearnedPolicy:
         for name in ("levers", "provenance", "results", "limits"):
             put(name, dict(getattr(self, name)))
         put("layers", tuple((_frozen(weight, np.float32), _frozen(bias, np.float32)) for weight, bias in self.layers))
+        put("lstm", tuple(self.lstm))
         self._check_names()
         self._check_arrays()
         if not self.limits:
@@ -94,24 +99,30 @@ class LearnedPolicy:
 
     @property
     def sizes(self) -> list[int]:
-        """Widths from input to output."""
-        return [len(self.signals), *(len(bias) for _, bias in self.layers)]
+        """Widths of the MLP, from the observation or the last LSTM layer to the action."""
+        first = self.lstm[-1].units if self.lstm else len(self.signals)
+        return [first, *(len(bias) for _, bias in self.layers)]
+
+    @property
+    def parameters(self) -> int:
+        """How many weights and biases there are."""
+        gates = sum(layer.input_weight.size + layer.state_weight.size + layer.bias.size for layer in self.lstm)
+        return gates + sum(weight.size + bias.size for weight, bias in self.layers)
 
     def init(self, num_runs: int) -> dict[str, Any]:
-        """No state: the network is feed-forward."""
-        del num_runs
-        return {}
+        """Zeros for an LSTM; a feed-forward network has no state."""
+        return fresh_state(self.lstm, num_runs)
 
     def act(self, observations: np.ndarray, state: dict[str, Any]) -> tuple[np.ndarray, dict[str, Any]]:
         """Moves (N, L) float32 in [-1, 1]; see ``Policy.act``."""
-        outputs = self.outputs(observations)
+        outputs, state = self._forward(observations, state)
         if self.action_kind == "box":
             return np.minimum(np.maximum(outputs, -1.0), 1.0), state
         logits = outputs.reshape(len(outputs), len(self.levers), 3)
         return (logits.argmax(axis=2) - 1).astype(np.float32), state
 
     def outputs(self, observations: np.ndarray) -> np.ndarray:
-        """Outputs of the network, before clipping or choosing.
+        """Outputs of the network for runs that have not started, before clipping or choosing.
 
         Args:
             observations: (N, S) float32.
@@ -119,6 +130,9 @@ class LearnedPolicy:
         Returns:
             (N, L) mean actions, or (N, 3 L) logits; float32.
         """
+        return self._forward(observations, self.init(len(observations)))[0]
+
+    def _forward(self, observations: np.ndarray, state: dict[str, Any]) -> tuple[np.ndarray, dict[str, Any]]:
         if observations.ndim != 2 or observations.shape[1] != len(self.signals):
             raise MismatchError(
                 f"policy {self.name!r} reads {len(self.signals)} signals; the observations are of shape "
@@ -126,6 +140,8 @@ class LearnedPolicy:
             )
         scaled = (observations - self.obs_mean) / self._std
         hidden = np.minimum(np.maximum(scaled, -self.obs_clip), self.obs_clip).astype(np.float32)
+        if self.lstm:
+            hidden, state = run_layers(self.lstm, hidden, state)
         last = len(self._steps) - 1
         for number, (weight, bias) in enumerate(self._steps):
             hidden = hidden @ weight
@@ -136,7 +152,7 @@ class LearnedPolicy:
                 np.tanh(hidden, out=hidden)
             else:
                 np.maximum(hidden, 0.0, out=hidden)
-        return hidden
+        return hidden, state
 
     def _check_names(self) -> None:
         for what, names in (("signals", self.signals), ("levers", tuple(self.levers))):
@@ -168,6 +184,9 @@ class LearnedPolicy:
             raise MismatchError(f"policy {self.name!r}: obs_var must be at least 0, and obs_low at most obs_high")
         if not self.layers:
             raise MismatchError(f"policy {self.name!r}: layers is empty")
+        for number, layer in enumerate(self.lstm):
+            self._check_array(f"input_weight of LSTM layer {number}", layer.input_weight, (4 * layer.units, width))
+            width = layer.units
         for number, (weight, bias) in enumerate(self.layers):
             out = len(self.levers) * (3 if self.action_kind == "multi-discrete" else 1)
             if number < len(self.layers) - 1:

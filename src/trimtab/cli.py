@@ -151,7 +151,7 @@ def _add_machine(parser: argparse.ArgumentParser) -> None:
 def _add_train(commands: Any) -> None:
     parser = commands.add_parser("train", help="train a policy on a scenario")
     parser.add_argument("scenario", metavar="SCENARIO|FILE.yaml", help="a scenario's id, or a scenario in a file")
-    parser.add_argument("--algo", default="ppo", help="learning algorithm (default: ppo)")
+    parser.add_argument("--algo", default="ppo", help="ppo, or recurrent-ppo (default: ppo)")
     parser.add_argument(
         "--timesteps", type=int, default=200_000, metavar="N", help="environment steps in all (default: 200000)"
     )

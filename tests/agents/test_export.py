@@ -11,17 +11,20 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
+from sb3_contrib import RecurrentPPO
 from stable_baselines3 import PPO
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 from torch import nn
 
-from trimtab.agents.export import learned_policy_from_sb3, run_export, save_for_export
-from trimtab.agents.normalize import Normalizer
+from trimtab.agents.export import learned_policy, learned_policy_from_sb3, run_export, save_for_export
+from trimtab.agents.normalize import Normalizer, observation_statistics
 from trimtab.envs.catalogue import SCENARIOS
 from trimtab.envs.scenario import Scenario
 from trimtab.errors import ConfigError, MismatchError, MissingExtraError, OutputExistsError, UserError
 from trimtab.policies.bundle import load_bundle
 from trimtab.policies.manifest import MANIFEST, ONNX
+from trimtab.policies.network import LearnedPolicy
 
 KINDS = ("box", "multi-discrete")
 BASE = SCENARIOS["digits-mlp"].replace(id="small")
@@ -64,12 +67,18 @@ class Spaces(VecEnv):
         return [False] * 3
 
 
-def agent(scenario: Scenario, activation: type[nn.Module] = nn.Tanh, wrapper: type[VecNormalize] = Normalizer) -> PPO:
-    """An agent with random weights, whose actions have a standard deviation of 1 before clipping."""
+def environment(scenario: Scenario, wrapper: type[VecNormalize] = Normalizer) -> VecNormalize:
+    """A wrapper that has seen observations."""
     env = wrapper(Spaces(scenario), gamma=1.0, clip_obs=2.0)
     env.reset()
     for _ in range(20):
         env.step(np.zeros((3, len(scenario.levers))))
+    return env
+
+
+def agent(scenario: Scenario, activation: type[nn.Module] = nn.Tanh, wrapper: type[VecNormalize] = Normalizer) -> PPO:
+    """An agent with random weights, whose actions have a standard deviation of 1 before clipping."""
+    env = environment(scenario, wrapper)
     arch = {"pi": [24, 16], "vf": [8]}
     model = PPO("MlpPolicy", env, n_steps=8, batch_size=24, seed=0, device="cpu",
                 policy_kwargs={"net_arch": arch, "activation_fn": activation})  # fmt: skip
@@ -79,7 +88,24 @@ def agent(scenario: Scenario, activation: type[nn.Module] = nn.Tanh, wrapper: ty
     return model
 
 
-def normalizer(model: PPO) -> VecNormalize:
+def recurrent(scenario: Scenario, layers: int = 1) -> RecurrentPPO:
+    """The same with an LSTM before the layers, whose weights are large enough that the past matters."""
+    architecture: dict[str, Any] = {"net_arch": {"pi": [16], "vf": [8]}, "lstm_hidden_size": 24, "n_lstm_layers": layers,
+                                    "enable_critic_lstm": False}  # fmt: skip
+    model = RecurrentPPO("MlpLstmPolicy", environment(scenario), n_steps=8, batch_size=24, seed=0, device="cpu",
+                         policy_kwargs=architecture)  # fmt: skip
+    generator = torch.Generator().manual_seed(0)
+    for name, value in model.policy.lstm_actor.named_parameters():
+        value.data.normal_(0, 0.25 if "_hh_" in name else 0.4, generator=generator)
+    inputs = torch.as_tensor(normalizer(model).normalize_obs(observations(scenario, 500)))
+    with torch.no_grad():
+        hidden, _ = model.policy.lstm_actor(inputs)
+        outputs = model.policy.action_net(model.policy.mlp_extractor.forward_actor(hidden))
+        model.policy.action_net.weight *= 0.5 / outputs.std()
+    return model
+
+
+def normalizer(model: OnPolicyAlgorithm) -> VecNormalize:
     env = model.get_vec_normalize_env()
     assert env is not None
     return env
@@ -157,11 +183,93 @@ def test_onnx(kind: str, tmp_path: Path) -> None:
     manifest = json.loads((bundle / MANIFEST).read_text())
     assert sorted(path.name for path in bundle.iterdir()) == sorted([MANIFEST, *manifest["files"]])
     session = onnxruntime.InferenceSession((bundle / ONNX).read_bytes())
-    raw = observations(scenario, 2_000)
-    for rows in (1, 2, 2_000):
+    raw = observations(scenario)
+    for rows in (1, 2, len(raw)):
         (actual,) = session.run(["moves"], {"observations": raw[:rows]})
         assert actual.dtype == np.float32
         assert np.abs(actual - moves(model, scenario, raw[:rows])).max() <= (1e-6 if kind == "box" else 0)
+
+
+# --- recurrent --------------------------------------------------------------------------------------------------
+
+
+def starts(decisions: int, runs: int) -> np.ndarray:
+    """(decisions, runs) bool: where a new run begins; runs are of 1 to some 80 decisions."""
+    begun = np.random.default_rng(2).random((decisions, runs)) < 0.04
+    begun[0] = True
+    return begun
+
+
+def played_by_sb3(model: RecurrentPPO, raw: np.ndarray, begun: np.ndarray) -> np.ndarray:
+    state, moves = None, []
+    for row, start in zip(raw, begun, strict=True):
+        normalised = normalizer(model).normalize_obs(row)
+        action, state = model.predict(normalised, state=state, episode_start=start, deterministic=True)
+        moves.append(action)
+    return np.stack(moves)
+
+
+def played(policy: LearnedPolicy, raw: np.ndarray, begun: np.ndarray) -> np.ndarray:
+    state, moves = policy.init(raw.shape[1]), []
+    for row, start in zip(raw, begun, strict=True):
+        for value in state.values():
+            value[start] = 0
+        action, state = policy.act(row, state)
+        moves.append(action)
+    return np.stack(moves)
+
+
+def played_by_onnx(content: bytes, raw: np.ndarray, begun: np.ndarray) -> np.ndarray:
+    onnxruntime = pytest.importorskip("onnxruntime")
+    session = onnxruntime.InferenceSession(content)
+    names = [entry.name for entry in session.get_inputs()][1:]
+    assert [entry.name for entry in session.get_outputs()] == ["moves", *(f"next_{name}" for name in names)]
+    units = [entry.shape[1] for entry in session.get_inputs()][1:]
+    state = {name: np.zeros((raw.shape[1], size), np.float32) for name, size in zip(names, units, strict=True)}
+    moves = []
+    for row, start in zip(raw, begun, strict=True):
+        for value in state.values():
+            value[start] = 0
+        action, *following = session.run(None, {"observations": row, **state})
+        state = dict(zip(names, following, strict=True))
+        moves.append(action)
+    return np.stack(moves)
+
+
+@pytest.mark.parametrize("layers", [1, 2])
+@pytest.mark.parametrize("kind", KINDS)
+def test_parity_of_a_recurrent_agent(kind: str, layers: int, tmp_path: Path) -> None:
+    """10,000 observations in sequences with resets: Stable-Baselines3, the bundle's runtime and ONNX Runtime agree."""
+    pytest.importorskip("onnxscript")
+    scenario = BASE.replace(action=kind)
+    model = recurrent(scenario, layers)
+    save_for_export(model, normalizer(model), scenario, tmp_path / "model.zip")
+    bundle = run_export(tmp_path / "model.zip", tmp_path / "bundle", onnx=True)
+    policy = load_bundle(bundle)
+    assert policy.name == "small-recurrent-ppo"
+    assert [layer.units for layer in policy.lstm] == [24] * layers
+    raw, begun = observations(scenario).reshape(500, 20, -1), starts(500, 20)
+    wanted = played_by_sb3(model, raw, begun) - (kind == "multi-discrete")
+    for actual in (played(policy, raw, begun), played_by_onnx((bundle / ONNX).read_bytes(), raw, begun)):
+        assert actual.dtype == np.float32
+        assert np.abs(actual - wanted).max() <= (1e-6 if kind == "box" else 0)
+    amnesic = played(policy, raw, np.ones_like(begun))
+    assert (np.abs(amnesic - wanted).max(-1) > 1e-3).mean() > (0.5 if kind == "box" else 0.2)  # the state matters
+    if kind == "box":
+        assert 0.01 < (np.abs(wanted) == 1).mean() < 0.5
+    else:
+        assert set(np.unique(wanted)) == {-1, 0, 1}
+
+
+@pytest.mark.parametrize("lstm", [{"bias": False}, {"proj_size": 6}], ids=str)
+def test_an_lstm_that_is_not_plain(lstm: dict[str, Any]) -> None:
+    model = recurrent(BASE)
+    state = dict(model.policy.state_dict())
+    theirs = nn.LSTM(len(BASE.signals), 24, **lstm)
+    state = {name: value for name, value in state.items() if not name.startswith("lstm_actor.")}
+    state |= {f"lstm_actor.{name}": value for name, value in theirs.state_dict().items()}
+    with pytest.raises(UserError, match="the agent's LSTM is not a plain one; only those with biases"):
+        learned_policy(state, observation_statistics(normalizer(model)), BASE, activation="tanh", provenance={})
 
 
 @pytest.mark.parametrize("module", ["onnx", "onnxscript"])

@@ -5,8 +5,10 @@ from __future__ import annotations
 import io
 import random
 import re
+import sys
 from collections.abc import Iterator
 from dataclasses import fields, replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -15,19 +17,20 @@ import pytest
 import torch
 import yaml
 from rich.console import Console
+from stable_baselines3 import PPO
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tests.agents.tiny import TINY, TWO
-from trimtab.agents import train
 from trimtab.agents.checkpoints import Score, load_checkpoint
 from trimtab.agents.export import run_export
-from trimtab.agents.presets import PRESETS, PPOPreset, describe
+from trimtab.agents.presets import PRESETS, PPOPreset, RecurrentPPOPreset, describe
 from trimtab.agents.selection import FIRST_SEED, Selection
 from trimtab.agents.train import Learner, run_train, stream_seed
 from trimtab.agents.training_folder import TrainingConfig, TrainingFolder, read_config
 from trimtab.envs.sb3_vec_env import make_vec
 from trimtab.errors import (
     MismatchError,
+    MissingExtraError,
     OutputExistsError,
     RangeError,
     UnknownNameError,
@@ -37,6 +40,8 @@ from trimtab.policies.bundle import load_bundle
 from trimtab.policies.registry import load_policy
 
 SMALL = replace(PRESETS["ppo"], policy_layers=(8,), value_layers=(8,), n_steps=8, batch_size=16, n_epochs=2)
+SMALL_RECURRENT = replace(PRESETS["recurrent-ppo"], lstm_units=6, policy_layers=(8,), value_layers=(8,), n_steps=8,
+                          batch_size=16, n_epochs=2)  # fmt: skip
 ENVS = 3
 ROLLOUT = SMALL.n_steps * ENVS
 DOCS = Path(__file__).parents[2] / "docs" / "training.md"
@@ -47,7 +52,12 @@ def small() -> Iterator[None]:
     """Replaces the preset by one that learns in no time."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(PRESETS, "ppo", SMALL)
+        patch.setitem(PRESETS, "recurrent-ppo", SMALL_RECURRENT)
         yield
+
+
+def files_of(path: Path) -> dict[str, bytes]:
+    return {entry.name: entry.read_bytes() for entry in path.iterdir()}
 
 
 def learn(out: Path, rollouts: int = 4, **changes: Any) -> Path:
@@ -121,6 +131,10 @@ def test_presets_are_documented() -> None:
     for name, value, reason in describe(PPOPreset()):
         assert f"| `{name}` | {value} | {reason} |" in text
     assert len(describe(PPOPreset())) == len(fields(PPOPreset))
+    rows = describe(RecurrentPPOPreset())
+    assert len(rows) == len(describe(PPOPreset())) + 2
+    for name, value, reason in rows[-2:]:
+        assert f"| `{name}` | {value} | {reason} |" in text
 
 
 def test_what_is_logged(finished: Path) -> None:
@@ -180,6 +194,78 @@ def test_same_seed_same_policy_and_no_trace(finished: Path, tmp_path: Path) -> N
 def test_other_kinds_of_scenario(kind: str, tmp_path: Path) -> None:
     folder = learn(tmp_path / "out", 1, scenario=TWO.replace(action=kind), timesteps=1)
     assert load_bundle(folder).action_kind == kind
+
+
+@pytest.mark.parametrize("kind", ["box", "multi-discrete"])
+def test_a_recurrent_training(kind: str, tmp_path: Path) -> None:
+    """It learns, selects, exports and resumes as PPO does, and is the same for the same seed."""
+    scenario = TINY.replace(action=kind)
+    folders = [learn(tmp_path / name, scenario=scenario, algo="recurrent-ppo") for name in ("one", "two")]
+    assert files_of(folders[0]) == files_of(folders[1])
+    policy = load_bundle(folders[0])
+    assert ([layer.units for layer in policy.lstm], policy.action_kind) == ([6], kind)
+    assert policy.name == "tiny-recurrent-ppo"
+    assert policy.provenance["settings"]["lstm_units"] == 6
+    assert policy.provenance["versions"]["sb3-contrib"] == version("sb3-contrib")
+    training = TrainingFolder(root=tmp_path / "one")
+    assert read_config(training).preset == SMALL_RECURRENT
+    first, best = load_checkpoint(training.latest), load_checkpoint(training.best)
+    assert (policy.lstm[0].input_weight == best.tensors["policy/lstm_actor.weight_ih_l0"].numpy()).all()
+    assert best.best is not None
+    assert Selection(scenario, ENVS, mode="eager").score(policy, 0).final_loss == pytest.approx(best.best.final_loss)
+    learn(tmp_path / "one", 6, scenario=scenario, algo="recurrent-ppo", resume=True)
+    last = load_checkpoint(training.latest)
+    assert (first.steps, last.steps) == (4 * ROLLOUT, 6 * ROLLOUT)
+    name = "policy/lstm_actor.weight_hh_l0"
+    assert not torch.equal(first.tensors[name], last.tensors[name])
+    optimized = [key for key in last.tensors if key.startswith("optimizer/") and key.endswith("/step")]
+    parameters = [key for key in last.tensors if key.startswith("policy/")]
+    assert len(optimized) == len(parameters)  # the LSTM's moments are saved too
+    assert max(last.tensors[key] for key in optimized) > max(first.tensors[key] for key in optimized)
+    with pytest.raises(MismatchError, match="has algo 'recurrent-ppo', not 'ppo'"):
+        learn(tmp_path / "one", 8, scenario=scenario, resume=True)
+
+
+class Counting:
+    """A policy whose state counts its decisions; it moves nothing."""
+
+    name, signals, decide_every = "counting", TINY.signals, None
+    levers = dict.fromkeys(TINY.levers, "moves")
+
+    def __init__(self) -> None:
+        self.seen: list[np.ndarray] = []
+
+    def init(self, num_runs: int) -> dict[str, Any]:
+        return {"count": np.zeros(num_runs, dtype=np.int64)}
+
+    def act(self, observations: np.ndarray, state: dict[str, Any]) -> tuple[np.ndarray, dict[str, Any]]:
+        self.seen.append(state["count"].copy())
+        return np.zeros((len(observations), len(self.levers))), {"count": state["count"] + 1}
+
+
+def test_selection_keeps_the_state_of_a_run_and_begins_the_next_one_afresh() -> None:
+    selection, policy = Selection(TINY, ENVS, mode="eager"), Counting()
+    selection.score(policy, 0)
+    seen = np.stack(policy.seen)
+    for column in seen.T:
+        assert column[0] == 0
+        assert (np.diff(column)[column[1:] != 0] == 1).all()
+        assert (column == 0).sum() == 2  # two instances, one after the other
+
+
+def test_recurrent_learning_without_its_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "sb3_contrib", None)
+    with pytest.raises(
+        MissingExtraError, match=r"sb3_contrib is not installed; run: pip install 'trimtab\[recurrent\]'"
+    ):
+        learn(tmp_path / "out", algo="recurrent-ppo")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("changes", [{"lstm_units": 0}, {"lstm_layers": 5}], ids=str)
+def test_recurrent_presets_out_of_range(changes: dict[str, int]) -> None:
+    with pytest.raises(RangeError, match=f"{next(iter(changes))} is .*; it must be between 1 and"):
+        replace(SMALL_RECURRENT, **changes)
 
 
 # --- resuming ---------------------------------------------------------------------------------------------------
@@ -258,9 +344,9 @@ def test_interrupted_training_goes_on_from_its_last_rollout(tmp_path: Path, caps
             raise KeyboardInterrupt
         original(self)
 
-    original = train.PPO.train
+    original = PPO.train
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train.PPO, "train", interrupted)
+        patch.setattr(PPO, "train", interrupted)
         with pytest.raises(KeyboardInterrupt):
             learn(tmp_path / "out")
     assert "go on with --resume" in " ".join(capsys.readouterr().err.split())

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from trimtab.policies.lstm import LSTMLayer
 from trimtab.policies.network import LearnedPolicy
 
 SIGNALS = ("progress", "progress_available", "started", "loss_level", "loss_slope", "grad_cosine", "lr_position")
@@ -23,15 +24,24 @@ PROVENANCE = {
 
 
 def learned(
-    action_kind: str = "box", activation: str = "tanh", hidden: tuple[int, ...] = (16, 16), **changes: Any
+    action_kind: str = "box",
+    activation: str = "tanh",
+    hidden: tuple[int, ...] = (16, 16),
+    lstm: tuple[int, ...] = (),
+    **changes: Any,
 ) -> Any:
-    """A policy on seven signals and two levers; ``changes`` replace fields."""
+    """A policy on seven signals and two levers; ``lstm`` are the units of its LSTM layers, ``changes`` replace fields."""
     rng = np.random.default_rng(0)
     outputs = 2 if action_kind == "box" else 6
-    sizes = [len(SIGNALS), *hidden, outputs]
+    widths = [len(SIGNALS), *lstm]
+    sizes = [widths[-1], *hidden, outputs]
     layers = [
         (rng.normal(0, 1 / np.sqrt(a), (b, a)).astype(np.float32), rng.normal(0, 0.3, b).astype(np.float32))
         for a, b in pairwise(sizes)
+    ]
+    recurrent = [
+        LSTMLayer(*(rng.normal(0, 0.6, shape).astype(np.float32) for shape in ((4 * b, a), (4 * b, b), (4 * b,))))
+        for a, b in pairwise(widths)
     ]
     fields = {
         "name": "made-up",
@@ -39,6 +49,7 @@ def learned(
         "levers": {"lr": "moves", "momentum": "moves"},
         "decide_every": 10,
         "layers": layers,
+        "lstm": recurrent,
         "activation": activation,
         "obs_mean": rng.uniform(-0.5, 0.5, len(SIGNALS)),
         "obs_var": rng.uniform(0.0, 0.5, len(SIGNALS)),

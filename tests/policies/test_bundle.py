@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import hashlib
 import io
 import json
+import os
 import pickle
 import re
+import socket
 import zipfile
 from collections.abc import Callable
 from dataclasses import replace
@@ -21,13 +24,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.policies.made_up import PROVENANCE, SIGNALS, learned
+from tests.policies.obligations import play, same
 
 from trimtab.errors import BundleError, MismatchError, OutputExistsError, UserError
 from trimtab.inner_training.levers import LEVERS
 from trimtab.policies import bundle_files
 from trimtab.policies.bundle import describe, load_bundle, save_bundle, save_policy
-from trimtab.policies.manifest import MANIFEST, ONNX, WEIGHTS, canonical, parse, seal
-from trimtab.policies.registry import load_policy
+from trimtab.policies.manifest import MANIFEST, MOST_PARAMETERS, ONNX, READERS, WEIGHTS, parse, seal
+from trimtab.policies.registry import DEFAULT_BUNDLE, load_policy
+from trimtab.policies.strict_json import MOST_DEPTH, MOST_ENTRIES, canonical
+from trimtab.policies.tensors import MOST_HEADER
 
 REFUSED = (BundleError, MismatchError)
 Files = dict[str, bytes]
@@ -82,6 +88,36 @@ def test_round_trip(tmp_path: Path, action_kind: str, activation: str, hidden: t
     assert files_of(tmp_path / "again") == files_of(tmp_path / "new" / "bundle")
 
 
+@pytest.mark.parametrize("units", [(5,), (6, 4)], ids=str)
+@pytest.mark.parametrize("action_kind", ["box", "multi-discrete"])
+def test_round_trip_of_a_recurrent_policy(tmp_path: Path, action_kind: str, units: tuple[int, ...]) -> None:
+    policy = learned(action_kind, lstm=units)
+    folder = save_bundle(policy, tmp_path / "bundle")
+    loaded = load_bundle(folder)
+    seen = np.random.default_rng(1).uniform(-1, 1, (50, 3, len(SIGNALS))).astype(np.float32)
+    (actions, last), (again, same_last) = play(policy, seen), play(loaded, seen)
+    np.testing.assert_array_equal(actions, again)
+    assert same(last, same_last)
+    assert (loaded.sizes, [layer.units for layer in loaded.lstm]) == (policy.sizes, list(units))
+    content = json.loads((folder / MANIFEST).read_bytes())
+    assert content["format_version"] == 2
+    assert content["network"]["lstm"] == list(units)
+    names = [f"{part}_{number}" for number in range(len(units)) for part in ("hidden", "cell")]
+    assert content["recurrent_state"] == {name: [units[int(name[-1])]] for name in names}
+    assert len(np.unique(content["golden"]["actions"])) > 2
+    golden, state = play(policy, np.array(content["golden"]["observations"], dtype=np.float32)[:, None])
+    np.testing.assert_array_equal(np.array(content["golden"]["actions"], dtype=np.float32), golden[:, 0])
+    assert content["golden"]["state"] == {name: value[0].tolist() for name, value in state.items()}
+    assert files_of(save_bundle(loaded, tmp_path / "again")) == files_of(folder)
+
+
+def test_the_shipped_policy_of_version_1_is_written_again_byte_for_byte(tmp_path: Path) -> None:
+    shipped = load_bundle(DEFAULT_BUNDLE)
+    assert shipped.lstm == ()
+    assert files_of(save_bundle(shipped, tmp_path / "b")) == files_of(DEFAULT_BUNDLE)
+    assert json.loads((DEFAULT_BUNDLE / MANIFEST).read_bytes())["format_version"] == 1
+
+
 def test_what_is_written(whole: Files) -> None:
     assert set(whole) == {MANIFEST, WEIGHTS}
     content = json.loads(whole[MANIFEST])
@@ -118,6 +154,22 @@ def test_extremes_survive(tmp_path: Path) -> None:
     np.testing.assert_array_equal(loaded.obs_var, policy.obs_var)
 
 
+def test_every_field_is_documented() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "bundles.md").read_text()
+    rows = re.findall(r"^\| `([a-z0-9_]+)` \| ([0-9, ]+) \|", text, re.MULTILINE)
+    wanted = {name for reader in READERS.values() for name in reader.model_fields}
+    assert {name for name, _ in rows} == wanted
+    assert len(rows) == len(wanted)
+    for name, versions in rows:
+        held = [str(version) for version, reader in READERS.items() if name in reader.model_fields]
+        assert versions == ", ".join(held), name
+    for figure in (bundle_files.CAPS[MANIFEST], MOST_PARAMETERS, MOST_ENTRIES, MOST_HEADER):
+        assert f"{figure:,}" in text
+    assert "4 MiB of weights, 5 MiB of graph" in text
+    assert [bundle_files.CAPS[name] >> 20 for name in (WEIGHTS, ONNX)] == [4, 5]
+    assert f"{MOST_DEPTH} levels" in text
+
+
 def test_onnx_is_kept_and_checked(tmp_path: Path) -> None:
     folder = save_bundle(learned(), tmp_path / "b", onnx=b"graph")
     assert (folder / ONNX).read_bytes() == b"graph"
@@ -137,6 +189,14 @@ def test_describe(tmp_path: Path, whole: Files) -> None:
                  hashlib.sha256(whole[WEIGHTS]).hexdigest()):  # fmt: skip
         assert part in text
     assert not re.search(r" $", text, re.MULTILINE)
+    assert "state of a run" not in text
+    recurrent = describe(save_bundle(learned(lstm=(6, 5)), tmp_path / "recurrent"))
+    parameters = learned(lstm=(6, 5)).parameters
+    for part in (f"7, LSTM 6-5, then 5-16-16-2, tanh, {parameters} parameters, box", "format version              2",
+                 "hidden_0 (6,), cell_0 (6,), hidden_1 (5,), cell_1 (5,)"):  # fmt: skip
+        assert part in recurrent
+    held = sum(tensor.size for tensor in safetensors.numpy.load_file(tmp_path / "recurrent" / WEIGHTS).values())
+    assert parameters == held
 
 
 # --- damage to the bytes ----------------------------------------------------------------------------------------
@@ -182,8 +242,8 @@ def test_a_missing_file(tmp_path: Path, whole: Files, name: str) -> None:
 
 @pytest.mark.parametrize("name", [MANIFEST, WEIGHTS])
 def test_a_file_above_its_cap(tmp_path: Path, whole: Files, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert bundle_files.CAPS[MANIFEST] == 4 * 2**20
-    assert bundle_files.CAPS[WEIGHTS] == 64 * 2**20
+    assert bundle_files.CAPS[MANIFEST] == 256 * 2**10
+    assert bundle_files.CAPS[WEIGHTS] == 4 * 2**20 + 64 * 2**10
     monkeypatch.setitem(bundle_files.CAPS, name, len(whole[name]))
     load_bundle(write(tmp_path / "a", whole))
     monkeypatch.setitem(bundle_files.CAPS, name, len(whole[name]) - 1)
@@ -279,7 +339,10 @@ MEANING: list[tuple[str, Callable[[Content], object], str]] = [
     ("unknown inner key", put("network.dropout", 0.1), "network.dropout: Extra inputs"),
     ("unknown key of a lever", put("levers.1.step", 1), "levers.1.step: Extra inputs"),
     ("unknown key of the provenance", put("provenance.who", "me"), "provenance.who: Extra inputs"),
-    ("future version", put("format_version", 2), "format_version is 2; this version of trimtab reads 1"),
+    ("future version", put("format_version", 3), "format_version is 3; this version of trimtab reads 1 and 2; export"),
+    ("recurrent version", put("format_version", 2), "network.lstm: Field required"),
+    ("version as a float", put("format_version", 1.0), "format_version is 1.0"),
+    ("version as a list", put("format_version", [[1] * 900] * 9), "format_version is .{20,300}; this version"),
     ("older version", put("format_version", 0), "format_version is 0"),
     ("version as text", put("format_version", "1"), "format_version is '1'"),
     ("version as a bit", put("format_version", True), "format_version is True"),
@@ -303,13 +366,22 @@ MEANING: list[tuple[str, Callable[[Content], object], str]] = [
     ("unknown activation", put("network.activation", "gelu"), "network.activation: Input should be 'tanh' or 'relu'"),
     ("other activation", put("network.activation", "relu"), "golden: the replayed actions are off"),
     ("one size", put("network.sizes", [7]), "network.sizes: List should have at least 2"),
+    ("too many parameters", put("network.sizes.1", 10**6), "network: .* parameters; at most 1048576 are allowed"),
+    ("a huge size", put("network.sizes.1", 10**300), "network.sizes.1: Input should be less than or equal"),
     ("too many layers", put("network.sizes", [7, *[4] * 40, 2]), "network.sizes: List should have at most 32"),
     ("first size", put("network.sizes.0", 8), r"network.sizes \(first\): there are 8, there must be 7"),
-    ("inner size", put("network.sizes.1", 17), r"layers.0.weight is float32 of shape \(16, 7\)"),
+    ("inner size", put("network.sizes.1", 17), r"layers.0.bias is 'F32' of shape \[16\]; it must be 'F32' of shape \[17\]"),
     ("zero size", put("network.sizes.1", 0), "network.sizes.1: Input should be greater"),
     ("a layer more", put("network.sizes", [7, 16, 16, 16, 2]), "tensor 'layers.3.bias' is missing"),
     ("a layer less", put("network.sizes", [7, 16, 2]), "tensor 'layers.2.bias' is unknown"),
     ("recurrent", put("recurrent_state", [[64]]), "recurrent_state: List should have at most 0"),
+    ("a state by name", put("recurrent_state", {"hidden_0": [64]}), "recurrent_state: Input should be a valid list"),
+    ("an LSTM", put("network.lstm", [16]), "network.lstm: Extra inputs"),
+    ("a huge decide_every", put("decide_every", 10**300), "decide_every: Input should be less than"),
+    ("many signals", put("signals", ["x"] * 1025), "a list has 1025 entries; at most 1024"),
+    ("many results", put("results", {str(i): 1.0 for i in range(1025)}), "an object has 1025 keys; at most 1024"),
+    ("an overflowing variance", lambda content: content["normalisation"].update(var=[1.7e308] * 7, eps=1.7e308),
+     "normalisation: overflow"),
     ("short mean", put("normalisation.mean", [0.0] * 6), "normalisation.mean: there are 6, there must be 7"),
     ("short variance", put("normalisation.var", [1.0] * 6), "normalisation.var: there are 6, there must be 7"),
     ("negative variance", put("normalisation.var.2", -1.0), "normalisation.var.2: Input should be greater"),
@@ -323,6 +395,9 @@ MEANING: list[tuple[str, Callable[[Content], object], str]] = [
     ("long golden", put("golden.actions.7", [0.0] * 3), "golden.actions.7: there are 3, there must be 2"),
     ("another golden action", put("golden.actions.3.1", 0.777), "golden: the replayed actions are off by"),
     ("another golden observation", put("golden.observations.3.1", 0.9), "golden: the replayed actions are off by"),
+    ("half a character in a key", put("results", {"\ud800": 1.0}), r"the key '\\ud800' is no text"),
+    ("half a character in a name", put("name", "\ud800"), "name: Input should be a valid string"),
+    ("half a character in a new key", put("\ud800", 1), r"the key '\\ud800' is no text"),
     ("result as a list", put("results.loss", [1.0]), "results.loss"),
     ("timesteps as text", put("provenance.timesteps", "40000"), "provenance.timesteps"),
     ("setting as a list", put("provenance.settings.x", [1]), "provenance.settings.x"),
@@ -346,6 +421,109 @@ def test_damage_to_the_meaning(tmp_path: Path, whole: Files, change: Callable[[C
         load_bundle(write(tmp_path, resealed(whole, forgiving)))
 
 
+RECURRENT: list[tuple[str, Callable[[Content], object], str]] = [
+    ("version 1", put("format_version", 1), "network.lstm: Extra inputs"),
+    ("no LSTM", drop("network.lstm"), "network.lstm: Field required"),
+    ("no units", put("network.lstm", []), "network.lstm: List should have at least 1"),
+    ("five layers", put("network.lstm", [6] * 5), "network.lstm: List should have at most 4"),
+    ("zero units", put("network.lstm", [0]), "network.lstm.0: Input should be greater"),
+    ("a unit more", put("network.lstm", [7]), r"network.sizes \(first\): there are 6, there must be 7"),
+    ("too many units", put("network.lstm.0", 2000), "network: .* parameters; at most"),
+    ("a list of states", put("recurrent_state", [[6], [6]]), "recurrent_state: Input should be a valid dict"),
+    ("no state", put("recurrent_state", {}), "recurrent_state: it is {}, it must be {'cell_0': .6., 'hidden_0': .6.}"),
+    ("another state", put("recurrent_state.cell_0", [7]), "recurrent_state: it is {'cell_0': .7."),
+    ("one more state", put("recurrent_state.cell_1", [6]), "recurrent_state: it is .*cell_1"),
+    ("no golden state", drop("golden.state"), "golden.state: Field required"),
+    ("a golden state less", drop("golden.state.cell_0"), "golden.state: it is of shape"),
+    ("a short golden state", drop("golden.state.cell_0.0"), "golden.state: it is of shape {'cell_0': .5."),
+    ("another golden state", put("golden.state.cell_0.0", 3.0), "golden: the replayed state cell_0 are off"),
+    ("another golden order", lambda content: content["golden"]["observations"].reverse(), "golden: the replayed actions"),
+]  # fmt: skip
+
+
+def test_damage_to_a_recurrent_bundle(tmp_path: Path) -> None:
+    good = files_of(save_bundle(learned(lstm=(6,)), tmp_path / "good"))
+    assert resealed(good) == good
+    for number, (name, change, words) in enumerate(RECURRENT):
+        with pytest.raises(BundleError, match=words):
+            load_bundle(write(tmp_path / str(number), resealed(good, change)))
+            pytest.fail(name)
+    tensors = safetensors.numpy.load(good[WEIGHTS])
+    gates = tensors["lstm.0.input_weight"]
+    for number, (name, value, words) in enumerate([
+        ("lstm.0.input_weight", np.roll(gates, 6, axis=0), "golden: the replayed actions are off"),  # another gate order
+        ("lstm.0.input_weight", gates[:-1], r"lstm.0.input_weight is 'F32' of shape \[23, 7\]"),
+        ("lstm.0.state_weight", tensors["lstm.0.state_weight"][:, :-1], "lstm.0.state_weight is 'F32' of shape"),
+        ("lstm.0.bias", poked(np.nan)(tensors["lstm.0.bias"]), "lstm.0.bias holds a number that is not finite"),
+    ]):  # fmt: skip
+        weights = safetensors.numpy.save({**tensors, name: np.ascontiguousarray(value)})
+        with pytest.raises(BundleError, match=words):
+            load_bundle(write(tmp_path / f"w{number}", resealed(good, weights=weights)))
+
+
+# --- damage to the folder ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["notes.txt", "model.pkl", ".hidden", "policy.json.bak", "\x1b[31m", "folder"])
+def test_a_foreign_file(tmp_path: Path, whole: Files, name: str) -> None:
+    folder = write(tmp_path / "b", whole)
+    (folder / name).mkdir() if name == "folder" else (folder / name).touch()
+    with pytest.raises(BundleError, match=r"b: it holds '[^\x1b]*', which is no file of a bundle; remove it"):
+        load_bundle(folder)
+
+
+def test_a_graph_that_the_manifest_does_not_name(tmp_path: Path, whole: Files) -> None:
+    folder = write(tmp_path / "b", {**whole, ONNX: b"graph"})
+    with pytest.raises(BundleError, match="policy.onnx: it is not among files of policy.json"):
+        load_bundle(folder)
+    (folder / ONNX).unlink()
+    (folder / ONNX).symlink_to("nowhere")
+    with pytest.raises(BundleError, match="policy.onnx: it is not among files of policy.json"):
+        load_bundle(folder)
+
+
+@pytest.mark.parametrize("name", [MANIFEST, WEIGHTS, ONNX])
+@pytest.mark.parametrize("kind", ["outside", "inside", "dangling", "loop", "pipe", "socket", "folder"])
+def test_a_file_that_is_none(tmp_path: Path, name: str, kind: str) -> None:
+    """Links and special files: /dev/zero would never end, and a pipe would block."""
+    folder = save_bundle(learned(), tmp_path / "b", onnx=b"graph")
+    content = (folder / name).read_bytes()
+    (folder / name).unlink()
+    (tmp_path / "elsewhere").write_bytes(content)
+    others = [other for other in (MANIFEST, WEIGHTS, ONNX) if other != name]
+    with contextlib.closing(socket.socket(socket.AF_UNIX)) as listener:
+        made: dict[str, Callable[[], object]] = {
+            "outside": lambda: (folder / name).symlink_to(tmp_path / "elsewhere"),
+            "inside": lambda: (folder / name).symlink_to(others[0]),
+            "dangling": lambda: (folder / name).symlink_to("nowhere"),
+            "loop": lambda: (folder / name).symlink_to(name),
+            "pipe": lambda: os.mkfifo(folder / name),
+            "socket": lambda: listener.bind(str(folder / name)),
+            "folder": lambda: (folder / name).mkdir(),
+        }
+        made[kind]()
+        linked = kind in ("outside", "inside", "dangling", "loop")
+        words = ": a symbolic link" if linked else "'?: what is there is not a regular file"
+        with pytest.raises(BundleError, match=re.escape(name) + words):
+            load_bundle(folder)
+
+
+def test_a_linked_folder_will_do(tmp_path: Path, whole: Files) -> None:
+    write(tmp_path / "b", whole)
+    (tmp_path / "link").symlink_to("b")
+    assert load_bundle(tmp_path / "link").name == "made-up"
+
+
+def test_no_folder_at_all(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for path in (tmp_path / "nowhere", tmp_path / "file", tmp_path / ("n" * 300), Path("a\0b")):
+        with pytest.raises(BundleError, match="policy.json"):
+            load_bundle(path)
+
+
+# --- the meaning again ------------------------------------------------------------------------------------------
+
+
 def test_resealing_alone_is_harmless(tmp_path: Path, whole: Files) -> None:
     """The tests above fail for the reason that they name, and not for a wrong hash."""
     assert resealed(whole) == whole
@@ -357,6 +535,37 @@ class Payload:
 
     def __reduce__(self) -> Any:
         return (open, ("executed", "w"))
+
+
+def with_header(change: Callable[[Content], object]) -> Callable[[dict[str, np.ndarray]], bytes]:
+    """The same data under a changed header."""
+
+    def damage(tensors: dict[str, np.ndarray]) -> bytes:
+        saved = safetensors.numpy.save(tensors)
+        end = 8 + int.from_bytes(saved[:8], "little")
+        header = json.loads(saved[8:end])
+        return with_text(change(header) or json.dumps(header, separators=(",", ":")), saved[end:])
+
+    return damage
+
+
+def with_text(header: Any, data: bytes) -> bytes:
+    return len(header).to_bytes(8, "little") + header.encode() + data
+
+
+def entry(name: str, **changes: Any) -> Callable[[dict[str, np.ndarray]], bytes]:
+    """One tensor's entry in the header, changed; None drops a key."""
+
+    def change(header: Content) -> None:
+        header[name] = {key: value for key, value in {**header[name], **changes}.items() if value is not None}
+
+    return with_header(change)
+
+
+def swapped_ranges(header: Content) -> None:
+    """Two tensors of equal size trade their bytes: the header stays valid."""
+    first, second = header["layers.0.bias"], header["layers.1.bias"]
+    first["data_offsets"], second["data_offsets"] = second["data_offsets"], first["data_offsets"]
 
 
 def zipped(tensors: dict[str, np.ndarray]) -> bytes:
@@ -400,19 +609,48 @@ WEIGHT_DAMAGE: dict[str, tuple[Callable[[dict[str, np.ndarray]], bytes], str]] =
     "zip with a pickle": (zipped, NOT),
     "torch.save": (torch_saved, NOT),
     "empty": (lambda tensors: b"", NOT),
+    "seven bytes": (lambda tensors: bytes(7), "7 bytes, fewer than the 8 of a length"),
+    "header longer than the file": (lambda tensors: (100).to_bytes(8, "little") + b"{}", "header of 100 bytes; at most 2"),
+    "oversize header": (lambda tensors: (70_000).to_bytes(8, "little") + b" " * 80_000, "at most 65536 can be here"),
     "huge header": (lambda tensors: (2**62).to_bytes(8, "little") + b"{}", NOT),
     "header that is no JSON": (lambda tensors: (4).to_bytes(8, "little") + b"abcd", NOT),
-    "offsets outside": (lambda tensors: safetensors.numpy.save(tensors)[:-4], NOT),
+    "cut": (lambda tensors: safetensors.numpy.save(tensors)[:-4], "the tensors have 1736 bytes; the file holds 1732"),
+    "longer": (lambda tensors: safetensors.numpy.save(tensors) + bytes(4), "have 1736 bytes; the file holds 1740"),
+    "metadata": (lambda tensors: safetensors.numpy.save(tensors, {"format": "pt"}), "tensor '__metadata__' is unknown"),
+    "a key twice": (with_header(lambda header: '{"layers.0.bias":{},' + json.dumps(header)[1:]), "is there twice"),
+    "an inner key twice": (with_header(lambda h: json.dumps(h).replace('"dtype"', '"dtype": "F32", "dtype"')),
+                           "the key 'dtype' is there twice"),
+    "spaces in the header": (with_header(lambda header: json.dumps(header)), "its header: not in canonical form"),
+    "another number in the header": (
+        with_header(lambda header: json.dumps(header, separators=(",", ":")).replace("[0,", "[-0,")), "not in canonical"),
+    "a header that is a list": (with_header(lambda header: json.dumps([header])), "it holds a list, not a JSON object"),
+    "a nested header": (with_header(lambda header: "[" * 50_000), "its header: not strict JSON"),
+    "an entry that is no object": (with_header(lambda header: header.update({"layers.0.bias": [1]})),
+                                   "layers.0.bias is described by"),
+    "an entry with more": (entry("layers.0.bias", device="cpu"), "layers.0.bias is described by .*device"),
+    "an entry without a shape": (entry("layers.0.bias", shape=None), "layers.0.bias is described by"),
+    "a shape of fractions": (entry("layers.0.bias", shape=[16.0]), r"layers.0.bias is 'F32' of shape \[16.0\]"),
+    "a negative shape": (entry("layers.0.weight", shape=[-16, -7]), r"layers.0.weight is 'F32' of shape \[-16, -7\]"),
+    "a shape that overflows": (entry("layers.0.weight", shape=[2**62, 16]), "layers.0.weight is 'F32' of shape"),
+    "an unknown dtype": (entry("layers.0.weight", dtype="BF16"), "layers.0.weight is 'BF16'"),
+    "a dtype that is a list": (entry("layers.0.weight", dtype=["F32"]), "layers.0.weight is "),
+    "one offset": (entry("layers.0.bias", data_offsets=[0]), r"layers.0.bias has data_offsets \[0\]"),
+    "offsets as text": (entry("layers.0.bias", data_offsets=["0", "64"]), "layers.0.bias has data_offsets"),
+    "offsets backwards": (entry("layers.0.bias", data_offsets=[64, 0]), "layers.0.bias has data_offsets"),
+    "offsets of a bit": (entry("layers.0.bias", data_offsets=[False, 64]), "layers.0.bias has data_offsets"),
+    "offsets far outside": (entry("layers.0.bias", data_offsets=[2**70, 2**70 + 64]), "leaves bytes before it"),
+    "overlapping ranges": (entry("layers.1.bias", data_offsets=[0, 64]), "data_offsets of .* overlaps the tensor before"),
+    "swapped ranges": (with_header(swapped_ranges), "golden: the replayed actions are off"),
     "NaN": (changed("layers.0.weight", poked(np.nan)), "layers.0.weight holds a number that is not finite"),
     "infinity": (changed("layers.2.bias", poked(np.inf)), "layers.2.bias holds a number that is not finite"),
     "-infinity": (changed("layers.1.bias", poked(-np.inf)), "layers.1.bias holds a number that is not finite"),
-    "float64": (changed("layers.1.weight", lambda t: t.astype(np.float64)), "layers.1.weight is float64"),
-    "float16": (changed("layers.1.bias", lambda t: t.astype(np.float16)), "layers.1.bias is float16"),
-    "int32": (changed("layers.1.bias", lambda t: t.astype(np.int32)), "layers.1.bias is int32"),
-    "transposed": (changed("layers.0.weight", lambda t: t.T), r"layers.0.weight is float32 of shape \(7, 16\)"),
-    "flat": (changed("layers.0.weight", lambda t: t.ravel()), r"layers.0.weight is float32 of shape \(112,\)"),
-    "a row less": (changed("layers.2.weight", lambda t: t[:1]), r"layers.2.weight is float32 of shape \(1, 16\)"),
-    "scalar": (changed("layers.2.bias", lambda t: t[0]), "layers.2.bias is float32"),
+    "float64": (changed("layers.1.weight", lambda t: t.astype(np.float64)), "layers.1.weight is 'F64'"),
+    "float16": (changed("layers.1.bias", lambda t: t.astype(np.float16)), "layers.1.bias is 'F16'"),
+    "int32": (changed("layers.1.bias", lambda t: t.astype(np.int32)), "layers.1.bias is 'I32'"),
+    "transposed": (changed("layers.0.weight", lambda t: t.T), r"layers.0.weight is 'F32' of shape \[7, 16\]"),
+    "flat": (changed("layers.0.weight", lambda t: t.ravel()), r"layers.0.weight is 'F32' of shape \[112\]"),
+    "a row less": (changed("layers.2.weight", lambda t: t[:1]), r"layers.2.weight is 'F32' of shape \[1, 16\]"),
+    "scalar": (changed("layers.2.bias", lambda t: t[0]), r"layers.2.bias is 'F32' of shape \[1\]"),
     "renamed": (renamed("layers.2.bias", "layers.2.offset"), "tensor 'layers.2.bias' is missing"),
     "missing": (lambda tensors: safetensors.numpy.save({n: t for n, t in tensors.items() if n != "layers.1.weight"}),
                 "tensor 'layers.1.weight' is missing"),

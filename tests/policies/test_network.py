@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import gymnasium
@@ -14,10 +16,11 @@ import torch
 from stable_baselines3 import PPO
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 from tests.policies.made_up import SIGNALS, learned
-from tests.policies.obligations import OBLIGATIONS
+from tests.policies.obligations import OBLIGATIONS, play
 
 from trimtab.errors import MismatchError, UnknownNameError
 from trimtab.inner_training.levers import LEVERS
+from trimtab.policies.lstm import LSTMLayer, run_layers
 from trimtab.policies.network import LearnedPolicy, LeverLimits
 from trimtab.policies.policy import Policy
 from trimtab.policies.registry import check_policy
@@ -26,9 +29,12 @@ VARIANTS = [("box", "tanh"), ("box", "relu"), ("multi-discrete", "tanh"), ("mult
 
 
 @pytest.mark.parametrize("obligation", OBLIGATIONS, ids=lambda check: check.__name__)
+@pytest.mark.parametrize("lstm", [(), (5,), (4, 6)], ids=str)
 @pytest.mark.parametrize(("action_kind", "activation"), VARIANTS)
-def test_obligations(action_kind: str, activation: str, obligation: Callable[[Policy], None]) -> None:
-    obligation(learned(action_kind, activation))
+def test_obligations(
+    action_kind: str, activation: str, lstm: tuple[int, ...], obligation: Callable[[Policy], None]
+) -> None:
+    obligation(learned(action_kind, activation, lstm=lstm))
 
 
 def test_it_passes_the_check_of_loaded_policies() -> None:
@@ -67,6 +73,107 @@ def test_forward_pass(hidden: tuple[int, ...], action_kind: str, activation: str
     if action_kind == "box":
         assert (np.abs(policy.outputs(seen)) > 1).any()  # some are clipped
     assert policy.sizes == [7, *hidden, 2 if action_kind == "box" else 6]
+
+
+# --- recurrent --------------------------------------------------------------------------------------------------
+
+
+def sigmoid(value: float) -> float:
+    return 1 / (1 + math.exp(-value))
+
+
+def slow_lstm(layer: LSTMLayer, seen: np.ndarray) -> list[list[float]]:
+    """Hidden states of one run over a sequence of inputs, in float64 Python."""
+    hidden, cell, result = [0.0] * layer.units, [0.0] * layer.units, []
+    for row in seen:
+        gates = []
+        for gate in range(4 * layer.units):
+            inputs = sum(float(w) * float(x) for w, x in zip(layer.input_weight[gate], row, strict=True))
+            states = sum(float(w) * h for w, h in zip(layer.state_weight[gate], hidden, strict=True))
+            gates.append(inputs + states + float(layer.bias[gate]))
+        for unit in range(layer.units):
+            i, f, g, o = (gates[unit + part * layer.units] for part in range(4))
+            cell[unit] = sigmoid(f) * cell[unit] + sigmoid(i) * math.tanh(g)
+            hidden[unit] = sigmoid(o) * math.tanh(cell[unit])
+        result.append(list(hidden))
+    return result
+
+
+def test_an_lstm_layer_is_that_of_the_paper() -> None:
+    policy = learned(lstm=(5,))
+    seen = np.random.default_rng(1).normal(0, 1.5, (30, 7)).astype(np.float32)
+    state, hidden = policy.init(1), []
+    for row in seen:
+        _, state = run_layers(policy.lstm, row[None], state)
+        hidden.append(state["hidden_0"][0].copy())
+    np.testing.assert_allclose(hidden, slow_lstm(policy.lstm[0], seen), rtol=0, atol=1e-6)
+    assert np.abs(hidden).max() > 0.5
+
+
+def test_lstm_layers_are_those_of_torch() -> None:
+    policy = learned(lstm=(6, 4))
+    theirs = [torch.nn.LSTM(7, 6), torch.nn.LSTM(6, 4)]
+    for module, layer in zip(theirs, policy.lstm, strict=True):
+        for name, value in (("weight_ih_l0", layer.input_weight), ("weight_hh_l0", layer.state_weight),
+                            ("bias_ih_l0", layer.bias), ("bias_hh_l0", 0 * layer.bias)):  # fmt: skip
+            getattr(module, name).data = torch.tensor(value)
+    seen = np.random.default_rng(1).normal(0, 2, (100, 3, 7)).astype(np.float32)
+    state, outputs = policy.init(3), []
+    for row in seen:
+        output, state = run_layers(policy.lstm, row, state)
+        outputs.append(output)
+    with torch.no_grad():
+        first, _ = theirs[0](torch.tensor(seen))
+        wanted, (hidden, cell) = theirs[1](first)
+    np.testing.assert_allclose(outputs, wanted, rtol=0, atol=1e-6)
+    np.testing.assert_allclose(state["hidden_1"], hidden[0], rtol=0, atol=1e-6)
+    np.testing.assert_allclose(state["cell_1"], cell[0], rtol=0, atol=3e-6)
+
+
+def test_extreme_inputs_of_an_lstm_do_not_overflow() -> None:
+    layer = LSTMLayer(np.full((8, 3), 1e30), np.ones((8, 2)), np.zeros(8))
+    for sign in (-1, 1):
+        hidden, cell = layer.step(np.full((1, 3), sign * 1e3, dtype=np.float32), *np.zeros((2, 1, 2), dtype=np.float32))
+        assert np.isfinite([hidden, cell]).all()
+
+
+def test_the_past_matters() -> None:
+    policy = learned(lstm=(8,))
+    seen = np.random.default_rng(1).uniform(-1, 1, (20, 4, 7)).astype(np.float32)
+    actions, _ = play(policy, seen)
+    alone = np.stack([policy.act(row, policy.init(4))[0] for row in seen])
+    np.testing.assert_array_equal(actions[0], alone[0])
+    assert (np.abs(actions[1:] - alone[1:]).max(-1) > 1e-3).mean() > 0.9
+
+
+@pytest.mark.parametrize("shapes", [((8, 3), (8, 2), (9,)), ((8, 3), (8, 3), (8,)), ((7, 3), (8, 2), (8,)),
+                                    ((8,), (8, 2), (8,)), ((0, 3), (0, 0), (0,)), ((8, 3), (8, 2), (8, 1))], ids=str)  # fmt: skip
+def test_lstm_arrays_that_do_not_fit(shapes: tuple[tuple[int, ...], ...]) -> None:
+    with pytest.raises(MismatchError, match="an LSTM layer has arrays of shapes"):
+        LSTMLayer(*(np.zeros(shape) for shape in shapes))
+
+
+def test_an_lstm_that_does_not_fit() -> None:
+    with pytest.raises(MismatchError, match=r"input_weight of LSTM layer 0 has shape \(8, 3\); it must be \(8, 7\)"):
+        replace(learned(lstm=(2,)), lstm=[LSTMLayer(*zeros(3, 2))])
+    with pytest.raises(MismatchError, match=r"weight of layer 0 has shape \(16, 7\); it must be \(16, 2\)"):
+        replace(learned(), lstm=[LSTMLayer(*zeros(7, 2))])
+    with pytest.raises(MismatchError, match="an LSTM layer holds a number that is not finite"):
+        LSTMLayer(np.full((8, 7), np.nan), *zeros(7, 2)[1:])
+
+
+def zeros(inputs: int, units: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    return np.zeros((4 * units, inputs)), np.zeros((4 * units, units)), np.zeros(4 * units)
+
+
+@pytest.mark.parametrize("state", [{}, {"hidden_0": np.zeros((2, 5))}, {"hidden_0": np.zeros((3, 5)), "cell_0": np.zeros((2, 5))},
+                                   {"hidden_0": np.zeros((2, 4)), "cell_0": np.zeros((2, 4))}], ids=str)  # fmt: skip
+def test_a_state_that_does_not_fit(state: dict[str, np.ndarray]) -> None:
+    with pytest.raises(MismatchError, match=r"hidden_0 and cell_0 of the state must be of shape \(2, 5\), but got"):
+        learned(lstm=(5,)).act(np.zeros((2, 7), dtype=np.float32), state)
+
+
+# --- against Stable-Baselines3 ----------------------------------------------------------------------------------
 
 
 class Dummy(gymnasium.Env[np.ndarray, Any]):
