@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -44,6 +45,10 @@ def trace() -> dict[str, list[list[float]]]:
         one.base = {**one.base, "lr": one.initial_lr * 0.95**number}
         one.fresh = np.full(RUNS, number == 0)
         one.rolled_back = np.array([False, number == 15])
+        assert one.measured is not None
+        if number in (1, 6):
+            taken = {1: "dormant", 6: "curvature"}[number]
+            one.measured = replace(one.measured, probed={taken: np.array([0.2, np.nan])})
         one.clock, one.deadline = np.full(RUNS, 2.0 * number), np.full(RUNS, 60.0)
         memory.begin()
         seen.append(observe(resolve_signals(NAMES), one, memory))
