@@ -14,7 +14,7 @@ from trimtab.inner_training.levers import Lever
 from trimtab.inner_training.reading import Memory, Reading
 from trimtab.inner_training.signals import Signal, observe
 
-Kind = Literal["moves", "targets"]
+Kind = Literal["moves", "targets", "events"]
 
 
 @dataclass(frozen=True)

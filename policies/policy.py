@@ -7,7 +7,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 
-Kind = Literal["moves", "targets"]
+Kind = Literal["moves", "targets", "events"]
 
 
 @runtime_checkable
@@ -19,7 +19,8 @@ class Policy(Protocol):
         signals: names of the signals it reads, in the order of the observation's columns.
         levers: lever name to the kind of its action, in the order of the action's columns. ``"moves"`` are
             relative, in [-1, 1] in units of the lever's rate limit per decision, 0 holds; ``"targets"`` are absolute
-            multipliers, >= 0, held only to the lever's absolute bounds.
+            multipliers, >= 0, held only to the lever's absolute bounds; ``"events"`` happen where the action is at
+            least 0.5.
         decide_every: optimizer steps between decisions that it wants in a live run, or None for no preference.
 
     A policy never keeps state between calls: what it remembers is in ``state``, a pytree of numpy arrays with a
