@@ -133,15 +133,15 @@ class PlateauNudge(Block):
 
     def step(self, seen: Seen, memory: Fields, shared: Fields) -> Outcome:
         del shared
-        on_validation, validation = seen["val_available"] > 0, seen["val_level"]
-        measured = seen["started"] > 0
-        measured = (on_validation & (validation != memory["last_validation"])) | (measured & ~on_validation)
+        validation, on_validation = seen["val_level"], np.greater(seen["val_available"], 0)
+        fresh = np.not_equal(validation, memory["last_validation"])
+        measured = np.where(on_validation, fresh, seen["started"] > 0)
         level = raw(np.where(on_validation, validation, seen["loss_level"]), LEVEL_SCALE)
-        changed = on_validation != memory["on_validation"]  # the two losses are not comparable
+        changed = np.not_equal(on_validation, memory["on_validation"])  # the two losses are not comparable
         recent = np.where(changed[:, None], np.nan, memory["recent"])
         shifted = np.concatenate([recent[:, 1:], level[:, None]], axis=1)
         recent = np.where(measured[:, None], shifted, recent)
-        full = np.isfinite(recent).all(1)
+        full = np.isfinite(recent.sum(1))
         windows = np.where(full[:, None], recent, 0.0).reshape(-1, 2, self.window)
         moved = np.median(windows[:, 1], axis=1) - np.median(windows[:, 0], axis=1)
         flat = full & measured & (np.abs(moved) < self.threshold)

@@ -68,7 +68,8 @@ def actions_are_valid(policy: Policy) -> None:
         assert np.isfinite(actions).all()
         for column, kind in enumerate(policy.levers.values()):
             chosen = actions[:, :, column]
-            assert (np.abs(chosen) <= 1).all() if kind == "moves" else (chosen >= 0).all()
+            low, high = {"moves": (-1, 1), "targets": (0, np.inf), "events": (0, 1)}[kind]
+            assert ((chosen >= low) & (chosen <= high)).all()
 
 
 def state_is_arrays_of_runs(policy: Policy) -> None:
@@ -134,12 +135,12 @@ def runs_can_be_reset(policy: Policy) -> None:
 
 
 def nothing_known_is_bearable(policy: Policy) -> None:
-    """All signals 0 (everything unknown), for long: valid actions, and every target is the identity."""
+    """All signals 0 (everything unknown), for long: valid actions, every target is the identity, and nothing happens."""
     actions, _ = play(policy, np.zeros((200, 3, len(policy.signals)), dtype=np.float32))
     assert np.isfinite(actions).all()
     for column, kind in enumerate(policy.levers.values()):
-        if kind == "targets":
-            assert (actions[:, :, column] == 1).all()
+        if kind != "moves":
+            assert (actions[:, :, column] == (kind == "targets")).all()
 
 
 OBLIGATIONS: tuple[Callable[[Policy], None], ...] = (
