@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from statistics import median
@@ -511,3 +512,13 @@ def test_without_a_start_nothing_happens() -> None:
         everything[name] = np.array(Player(kind()).step(started=0, **extreme))
     assert len(everything) > 15
     assert {name: float(value) for name, value in everything.items() if value not in (0, 1)} == {}
+
+
+def test_the_shared_state_has_its_rows_in_the_docs() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "rules.md").read_text(encoding="utf-8")
+    for name, one in SHARED.items():
+        (line,) = [line for line in page.splitlines() if line.startswith(f"| `{name}` | {one.doc} |")]
+        _, _, _, setters, followers, _ = line.split("|")
+        assert set(re.findall(r"`(.*?)`", setters)) == {block.name for block in BLOCKS.values() if name in block.writes}
+        needing = {block.name for block in BLOCKS.values() if name in block.follows}
+        assert needing <= set(re.findall(r"`(.*?)`", followers))
