@@ -56,7 +56,7 @@ PARTNERS: Mapping[str, tuple[str, ...]] = {
 GRIDS: Mapping[str, tuple[str, tuple[float, ...]]] = {
     "spike-care": ("z", (2.0, 4.0, 6.0, 9.0)),
     "deceleration": ("threshold", (0.15, 0.3, 0.6)),
-    "variance-care": ("threshold", (0.05, 0.1, 0.2)),
+    "variance-care": ("threshold", (0.1, 0.2, 0.3)),
     "staged": ("drift", (0.03, 0.1, 0.3)),
     "edge-cap": ("share", (0.25, 0.5, 1.0)),
     "hypergradient": ("rate", (0.03, 0.1, 0.2, 0.3)),
@@ -67,7 +67,7 @@ GRIDS: Mapping[str, tuple[str, tuple[float, ...]]] = {
     "explore": ("factor", (1.5, 2.0, 4.0)),
     "rebalance": ("factor", (0.3, 3.0, 10.0)),
     "saturation-momentum": ("factor", (0.5, 2.0, 4.0)),
-    "scale-schedule": ("large", (1e5, 1e6, 1e7)),
+    "scale-schedule": ("large", (1e6, 1e7, 1e8)),
     "palm-rewind": ("z", (4.0, 6.0, 9.0)),
     "opt-restart": ("rise", (0.3, 0.5, 1.0)),
     "moment-reset": ("rise", (0.5, 1.0, 2.0)),
