@@ -40,7 +40,7 @@ from trimtab.policies.rules.composite import compose
 SCENARIOS = ("digits-mlp", "sprites-conv", "language", "graph", "digits-mlp-disturbed", "shifted-digits")
 # From what only softens to what acts: the order in which blocks are added.
 LADDER = (
-    "sigma-clip", "spike-care", "conservatism", "deceleration", "variance-care", "staged", "edge-cap", "scaled-clip",
+    "zclip", "spike-care", "conservatism", "deceleration", "variance-care", "staged", "edge-cap", "scaled-clip",
     "scaled-decay", "scale-schedule", "saturation-momentum", "palm-rewind", "opt-restart", "restart-rate", "explore",
     "explore-momentum", "rebalance", "anchor", "moment-reset", "warm-return", "plateau-nudge", "hypergradient",
 )  # fmt: skip

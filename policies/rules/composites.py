@@ -13,13 +13,13 @@ from trimtab.policies.rules.shift_blocks import Anchor
 from trimtab.policies.rules.shock_blocks import MomentReset, OptRestart, PalmRewind, RestartRate, WarmReturn
 from trimtab.policies.rules.stability_blocks import Hypergradient
 
-STEADY = ("spike-care", "conservatism", "sigma-clip")
-CAREFUL = (*STEADY, "variance-care", "staged", "deceleration")
+STEADY = ("spike-care", "conservatism", "zclip")
+CAREFUL = (*STEADY, "staged", "deceleration")
 RECOVERING = (*STEADY, "palm-rewind")
 RESPONSIVE = (*STEADY, "plateau-nudge", "hypergradient")
 SHIFTING = (*STEADY, "explore", "explore-momentum", "anchor")
 # One block for clipping from history, and no schedule: a run has its own.
-FULL = tuple(name for name in BLOCKS if name not in ("schedule", "autoclip", "zclip"))
+FULL = tuple(name for name in BLOCKS if name not in ("schedule", "autoclip", "sigma-clip"))
 
 
 def _in_order(names: tuple[str, ...]) -> tuple[str, ...]:
@@ -46,7 +46,7 @@ SINGLE: Mapping[str, tuple[Callable[..., Composite], str, str]] = MappingProxyTy
 COMPOSITES: Mapping[str, tuple[tuple[str, ...], str]] = MappingProxyType(
     {
         "steady": (_in_order(STEADY), "the careful one: a clip from history, and smaller steps after a spike"),
-        "careful": (_in_order(CAREFUL), "steady, and smaller steps on noise, drift and a fast start"),
+        "careful": (_in_order(CAREFUL), "steady, and smaller steps on drift and on a fast start"),
         "recovering": (_in_order(RECOVERING), "steady, and rewinding before a spike"),
         "responsive": (_in_order(RESPONSIVE), "steady, and nudges of the rate on plateaus and by hypergradient"),
         "shifting": (_in_order(SHIFTING), "steady, and answers to a lasting shift, with an anchor"),

@@ -25,7 +25,7 @@ class Staged(Block):
         stages: how many there are, in [1, 20].
     """
 
-    drift: float = 0.1
+    drift: float = 0.03
     shift: float = 1.0
     patience: int = 3
     calm: int = 10
@@ -74,7 +74,7 @@ class VarianceCare(Block):
         recovery: share of the ln factor that is left after a decision without, in [0, 1).
     """
 
-    threshold: float = 0.1
+    threshold: float = 0.2
     factor: float = 0.8
     low: float = 0.4
     usual: float = 0.9
