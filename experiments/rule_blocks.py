@@ -67,7 +67,7 @@ GRIDS: Mapping[str, tuple[str, tuple[float, ...]]] = {
     "explore": ("factor", (1.5, 2.0, 4.0)),
     "rebalance": ("factor", (0.3, 3.0, 10.0)),
     "saturation-momentum": ("factor", (0.5, 2.0, 4.0)),
-    "scale-schedule": ("large", (1e6, 1e7, 1e8)),
+    "scale-schedule": ("small", (1e2, 1e3, 1e4)),
     "palm-rewind": ("z", (4.0, 6.0, 9.0)),
     "opt-restart": ("rise", (0.3, 0.5, 1.0)),
     "moment-reset": ("rise", (0.5, 1.0, 2.0)),
@@ -88,12 +88,13 @@ def in_turn(names: Sequence[str]) -> list[str]:
     return [name for name in BLOCKS if name in names]
 
 
-def policy_of(label: str, blocks: Sequence[str | Block], scenario: Scenario) -> Policy | None:
-    """The composite, or None where the scenario lacks the levers that it would need."""
+def policy_of(name: str, blocks: Sequence[str | Block], scenario: Scenario) -> Policy | None:
+    """The composite, or None where the block ``name`` cannot act in the scenario."""
     try:
-        return compose(label, blocks, levers=scenario.levers)
+        policy = compose(name, blocks, levers=scenario.levers)
     except MismatchError:
         return None
+    return policy if name in [block.name for block in policy.blocks] else None
 
 
 class Arena:
@@ -104,9 +105,9 @@ class Arena:
         self.evaluator = Evaluator(self.scenario, runs=runs, seed=seed)
         self.conditions, self.seed = Conditions(held_out=held_out), seed
 
-    def play(self, label: str, blocks: Sequence[str | Block]) -> Evaluation | None:
-        """An evaluation of the composite; of doing nothing where there are no blocks."""
-        policy = policy_of(label, blocks, self.scenario) if blocks else load_policy("constant")
+    def play(self, name: str, blocks: Sequence[str | Block]) -> Evaluation | None:
+        """An evaluation of blocks among which is ``name``; of doing nothing where there are none."""
+        policy = policy_of(name, blocks, self.scenario) if blocks else load_policy("constant")
         return None if policy is None else self.evaluator.play(policy, self.conditions)
 
     def compare(self, one: Evaluation, other: Evaluation) -> dict[str, Any]:
@@ -132,9 +133,8 @@ def ladder(arena: Arena) -> Iterator[tuple[str, dict[str, Any] | None]]:
     """Each rung against the one before, and the last against doing nothing."""
     nothing = before = arena.play("constant", ())
     assert nothing is not None and before is not None
-    rungs = [one for one in LADDER if BLOCKS[one].lever in arena.scenario.levers]
-    for count, name in enumerate(rungs, 1):
-        played = arena.play("ladder", in_turn(rungs[:count]))
+    for count, name in enumerate(LADDER, 1):
+        played = arena.play(name, in_turn(LADDER[:count]))
         if played is None:
             yield name, None
             continue
@@ -147,9 +147,8 @@ def alone(arena: Arena) -> Iterator[tuple[str, dict[str, Any] | None]]:
     """Each block, with those that it needs, against doing nothing."""
     nothing = arena.play("constant", ())
     assert nothing is not None
-    for name, block in BLOCKS.items():
-        offered = block.lever in arena.scenario.levers
-        played = arena.play(name, in_turn(PARTNERS.get(name, (name,)))) if offered else None
+    for name in BLOCKS:
+        played = arena.play(name, in_turn(PARTNERS.get(name, (name,))))
         yield name, None if played is None else arena.compare(played, nothing)
 
 
@@ -162,8 +161,7 @@ def calibrate(arena: Arena, names: Sequence[str]) -> Iterator[tuple[str, dict[st
         for value in values:
             chosen = {option: value}
             with_it = [BLOCKS[one](**chosen) if one == name else one for one in in_turn(PARTNERS.get(name, (name,)))]
-            offered = BLOCKS[name].lever in arena.scenario.levers
-            played = arena.play(name, with_it) if offered else None
+            played = arena.play(name, with_it)
             yield f"{name} {option}={value:g}", None if played is None else arena.compare(played, nothing)
 
 

@@ -59,8 +59,8 @@ class ScaleSchedule(Block):
         floor: of the half cosine, in (0, 1].
     """
 
-    small: float = 1e2
-    large: float = 1e6
+    small: float = 1e4
+    large: float = 1e8
     floor: float = 0.01
     name = "scale-schedule"
     doc = "a cosine that falls the deeper, the more parameters the model has"
