@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from trimtab.agents.contestants import Competition, Contestant, count_evaluations, make_contestants
-from trimtab.agents.evaluate import Evaluator, check_fits
+from trimtab.agents.evaluate import Evaluator, check_fits, fitting_policy
 from trimtab.agents.files import write_atomically
 from trimtab.agents.report_page import COLUMNS, cells, draw_figure, measure, notes, to_html
 from trimtab.agents.results import ScenarioResult, summarise, to_csv, to_json
@@ -21,7 +21,7 @@ from trimtab.envs.scenario import Scenario, load_scenario
 from trimtab.errors import ConfigError, MismatchError, OutputExistsError, UserError
 from trimtab.inner_training.stepping import Mode
 from trimtab.policies.names import rules
-from trimtab.policies.registry import DEFAULT, DEFAULT_BUNDLE, load_policy
+from trimtab.policies.registry import DEFAULT, DEFAULT_BUNDLE
 
 WIDE = 165  # characters that the whole table takes
 NARROW_COLUMNS = ("policy", "final loss", "minus reference", "better", "diverged")
@@ -99,17 +99,17 @@ def _compete(fields: Sequence[Sequence[Contestant]], evaluators: Sequence[Evalua
 
 
 def _default_policies(scenarios: Sequence[Scenario]) -> tuple[str, ...]:
-    """Every rule, and the policy that comes with trimtab where it fits the scenarios; nobody asked for it by name."""
-    if not DEFAULT_BUNDLE.exists():
-        return rules()
-    shipped = load_policy(DEFAULT)
-    try:
-        for scenario in scenarios:
-            check_fits(shipped, scenario)
-    except MismatchError as error:
-        Console(stderr=True).print(Text(f"without {DEFAULT}: {error}"), soft_wrap=True)
-        return rules()
-    return (DEFAULT, *rules())
+    """Every rule and the policy that comes with trimtab, where they fit the scenarios; nobody asked for them by name."""
+    candidates = (*([DEFAULT] if DEFAULT_BUNDLE.exists() else []), *rules())
+    fitting = []
+    for name in candidates:
+        try:
+            for scenario in scenarios:
+                check_fits(fitting_policy(name, scenario), scenario)
+            fitting.append(name)
+        except MismatchError as error:
+            Console(stderr=True).print(Text(f"without {name}: {error}"), soft_wrap=True)
+    return tuple(fitting)
 
 
 def _check_scenarios(scenarios: Sequence[Scenario]) -> None:

@@ -25,6 +25,7 @@ from trimtab.inner_training.task import Instance
 from trimtab.inner_training.tasks import resolve_family
 from trimtab.policies.policy import Policy
 from trimtab.policies.registry import check_protocol, load_policy
+from trimtab.policies.rules import RULES
 
 
 class Evaluator:
@@ -219,8 +220,9 @@ def check_fits(policy: Policy, scenario: Scenario) -> None:
 
 
 def fitting_policy(name: str | Path, scenario: Scenario) -> Policy:
-    """Loads a policy for a scenario; the rule ``random`` moves the scenario's levers, whichever these are."""
-    return load_policy("random", levers=scenario.levers) if name == "random" else load_policy(name)
+    """Loads a policy for a scenario; a rule that adapts, such as ``random``, gets the scenario's levers."""
+    entry = RULES.get(name) if isinstance(name, str) else None
+    return load_policy(name, levers=scenario.levers) if entry is not None and entry.adapts else load_policy(name)
 
 
 def evaluate(

@@ -14,6 +14,21 @@ BUILT_IN = (
     "plateau",
     "greedy",
     "random",
+    "plateau-nudge",
+    "hypergradient",
+    "autoclip",
+    "zclip",
+    "sigma-clip",
+    "palm-rewind",
+    "opt-restart",
+    "moment-reset",
+    "anchor",
+    "steady",
+    "careful",
+    "recovering",
+    "responsive",
+    "shifting",
+    "full",
 )
 REGISTERED: list[str] = []  # filled by `register_rule`
 

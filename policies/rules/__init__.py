@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from trimtab.policies.policy import Policy
 from trimtab.policies.rules import blind, reactive, schedules
+from trimtab.policies.rules.composites import COMPOSITES, SINGLE, composite_factory
 
 Factory = Callable[..., Policy]
 
@@ -21,6 +22,7 @@ class RuleEntry:
         factory: makes the policy; its keyword arguments are the rule's options.
         source: the paper or the implementation that it follows; empty for ours.
         needs: what must be known for the rule to act: ``"progress"`` (a budget), ``"val"`` (a validation loss).
+        adapts: its factory takes ``levers``, the ones that there are, and makes do with them.
     """
 
     name: str
@@ -28,11 +30,14 @@ class RuleEntry:
     factory: Factory
     source: str = ""
     needs: tuple[str, ...] = ()
+    adapts: bool = False
 
 
 def _table() -> tuple[RuleEntry, ...]:
-    def row(name: str, factory: Factory, doc: str, source: str = "", needs: tuple[str, ...] = ()) -> RuleEntry:
-        return RuleEntry(name=name, doc=doc, factory=factory, source=source, needs=needs)
+    def row(
+        name: str, factory: Factory, doc: str, source: str = "", needs: tuple[str, ...] = (), adapts: bool = False
+    ) -> RuleEntry:
+        return RuleEntry(name=name, doc=doc, factory=factory, source=source, needs=needs, adapts=adapts)
 
     budget = ("progress",)
     return (
@@ -53,7 +58,9 @@ def _table() -> tuple[RuleEntry, ...]:
             "torch.optim.lr_scheduler.ReduceLROnPlateau"),
         row("greedy", reactive.greedy, "raises the rate on every new best training loss, lowers it otherwise",
             "Subramanian et al., GreedyLR, arXiv 2512.14527"),
-        row("random", blind.random, "independent uniform moves on every lever"),
+        row("random", blind.random, "independent uniform moves on every lever", adapts=True),
+        *(row(name, factory, doc, source, adapts=True) for name, (factory, doc, source) in SINGLE.items()),
+        *(row(name, composite_factory(name), doc, adapts=True) for name, (_, doc) in COMPOSITES.items()),
     )  # fmt: skip
 
 

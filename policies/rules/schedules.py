@@ -19,6 +19,22 @@ JUMPS = (1 / 7, 3 / 7, 0.5, 0.75)
 SNAP = 5e-8
 
 
+def schedule_factor(
+    name: str, progress: np.ndarray, available: np.ndarray, warmup: np.ndarray | float, floor: np.ndarray | float
+) -> np.ndarray:
+    """Multipliers (N,) float64 of a schedule, 1 where progress is unknown.
+
+    Args:
+        name: of ``SCHEDULES``.
+        progress, available: (N,) as the signals ``progress`` and ``progress_available`` give them.
+        warmup, floor: see ``BaseSchedule``.
+    """
+    snapped = progress.astype(np.float64)
+    for jump in JUMPS:
+        snapped[np.abs(snapped - jump) < SNAP] = jump
+    return np.where(available > 0, SCHEDULES[name](snapped, warmup, floor), 1.0)
+
+
 @dataclass(frozen=True, kw_only=True)
 class ScheduleRule:
     """Targets for ``lr``: a function of progress (``trimtab.inner_training.schedules.SCHEDULES``).
@@ -46,11 +62,7 @@ class ScheduleRule:
 
     def act(self, observations: np.ndarray, state: dict[str, Any]) -> tuple[np.ndarray, dict[str, Any]]:
         """Targets (N, 1) float64, in [0, 1]; see ``Policy.act``."""
-        progress = observations[:, 0].astype(np.float64)
-        for jump in JUMPS:
-            progress[np.abs(progress - jump) < SNAP] = jump
-        factors = SCHEDULES[self.name](progress, self.warmup, self.floor)
-        targets = np.where(observations[:, 1] > 0, factors, 1.0)
+        targets = schedule_factor(self.name, observations[:, 0], observations[:, 1], self.warmup, self.floor)
         return targets[:, None], state
 
 

@@ -26,6 +26,7 @@ _TABLES = {
     "measurements": ("trimtab.inner_training.measurements", "MEASUREMENTS"),
     "levers": ("trimtab.inner_training.levers", "LEVERS"),
     "rules": ("trimtab.policies.rules", "RULES"),
+    "blocks": ("trimtab.policies.rules.blocks", "BLOCKS"),
     "rewards": ("trimtab.envs.rewards", "TERMS"),
     "disturbances": ("trimtab.inner_training.disturbances", "DISTURBANCES"),
     "update-rules": ("trimtab.inner_training.update_rules", "UPDATE_RULES"),

@@ -8,6 +8,7 @@ from typing import Any, get_args
 
 import numpy as np
 
+from trimtab.inner_training.events import EVENTS
 from trimtab.inner_training.levers import resolve_levers
 from trimtab.inner_training.signals import resolve_signals
 from trimtab.policies.policy import Kind, Policy
@@ -65,7 +66,8 @@ def names_are_known(policy: Policy) -> None:
     assert policy.name
     assert policy.levers
     assert len(resolve_signals(policy.signals)) == len(set(policy.signals))
-    assert len(resolve_levers(tuple(policy.levers))) == len(policy.levers)
+    assert resolve_levers([name for name, kind in policy.levers.items() if kind != "events"]) is not None
+    assert {name for name, kind in policy.levers.items() if kind == "events"} <= set(EVENTS)
     assert set(policy.levers.values()) <= set(get_args(Kind))
     assert policy.decide_every is None or policy.decide_every >= 1
 
@@ -78,7 +80,8 @@ def actions_are_valid(policy: Policy) -> None:
         assert np.isfinite(actions).all()
         for column, kind in enumerate(policy.levers.values()):
             chosen = actions[:, :, column]
-            assert (np.abs(chosen) <= 1).all() if kind == "moves" else (chosen >= 0).all()
+            low, high = {"moves": (-1, 1), "targets": (0, np.inf), "events": (0, 1)}[kind]
+            assert ((chosen >= low) & (chosen <= high)).all()
 
 
 def state_is_arrays_of_runs(policy: Policy) -> None:
@@ -144,12 +147,12 @@ def runs_can_be_reset(policy: Policy) -> None:
 
 
 def nothing_known_is_bearable(policy: Policy) -> None:
-    """All signals 0 (everything unknown), for long: valid actions, and every target is the identity."""
+    """All signals 0 (everything unknown), for long: valid actions, every target is the identity, and nothing happens."""
     actions, _ = play(policy, np.zeros((200, 3, len(policy.signals)), dtype=np.float32))
     assert np.isfinite(actions).all()
     for column, kind in enumerate(policy.levers.values()):
-        if kind == "targets":
-            assert (actions[:, :, column] == 1).all()
+        if kind != "moves":
+            assert (actions[:, :, column] == (kind == "targets")).all()
 
 
 OBLIGATIONS: tuple[Callable[[Policy], None], ...] = (

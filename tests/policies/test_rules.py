@@ -34,6 +34,10 @@ VARIANTS: list[tuple[str, dict[str, Any]]] = [
     ("plateau", {"factor": 0.3, "patience": 0, "cooldown": 2, "min_lr": 0.01}),
     ("greedy", {"patience": 1, "cooldown": 2, "warmup": 1, "window": 4, "max_lr": 2.0, "min_lr": 0.5}),
     ("random", {"seed": 7, "levers": ["momentum"]}),
+    ("plateau-nudge", {"window": 1, "threshold": 1.0}),
+    ("autoclip", {"percentile": 50, "window": 3, "warmup": 1}),
+    ("opt-restart", {"rise": 0.01, "patience": 1, "cooldown": 1}),
+    ("full", {"levers": ["lr", "grad_clip"], "without": ["staged"]}),
 ]
 
 
@@ -319,7 +323,10 @@ def test_names_are_those_of_the_table() -> None:
 @pytest.mark.parametrize("name", RULES)
 def test_needs_are_read(name: str) -> None:
     signals = load_policy(name).signals
-    assert ("progress" in RULES[name].needs) == ("progress" in signals and name != "constant")
+    # A rule that adapts makes do without a budget, too.
+    assert ("progress" in RULES[name].needs) == (
+        "progress" in signals and name != "constant" and not RULES[name].adapts
+    )
     assert set(RULES[name].needs) <= {"progress", "val"}
 
 
@@ -351,6 +358,13 @@ def test_every_rule_has_a_row_in_the_docs() -> None:
         ("warmup-cosine", {"warmup": 1.0}, "warmup is 1.0"),
         ("wsd", {"warmup": 0.9}, "warmup is 0.9"),
         ("random", {"seed": -1}, "seed is -1"),
+        ("autoclip", {"percentile": 101}, "percentile is 101; it must be between 0 and 100"),
+        ("autoclip", {"window": 0}, "window is 0"),
+        ("zclip", {"z": 0}, "z is 0"),
+        ("sigma-clip", {"warmup": 0}, "warmup is 0"),
+        ("hypergradient", {"rate": math.nan}, "rate is nan"),
+        ("palm-rewind", {"cooldown": 1.5}, "cooldown is 1.5.*whole number"),
+        ("anchor", {"score": 2}, "score is 2"),
     ],
 )
 def test_options_out_of_range(name: str, options: dict[str, Any], words: str) -> None:

@@ -54,7 +54,7 @@ class Reacting(Scripted):
     """Its moves follow from what it sees."""
 
     def act(self, observations: np.ndarray, state: dict[str, Any]) -> tuple[np.ndarray, dict[str, Any]]:
-        return 0.3 * np.tanh(observations.sum(1, keepdims=True)) - 0.1, {"count": state["count"] + 1}
+        return 0.3 + 0.2 * np.tanh(observations.sum(1, keepdims=True)), {"count": state["count"] + 1}
 
 
 @pytest.mark.parametrize("mode", ["plain", "accumulation"])
