@@ -52,7 +52,8 @@ class Listener:
         actions = np.asarray(proposed, dtype=np.float64)
         if actions.shape != (1, len(self.policy.levers)):
             raise ValueError(f"actions of shape {actions.shape} for 1 run and {len(self.policy.levers)} levers")
-        self.state = state
+        if np.isfinite(actions).all():  # else what a recurrent policy remembers may never be a number again
+            self.state = state
         return actions
 
     def why(self) -> str:

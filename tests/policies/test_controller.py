@@ -372,6 +372,22 @@ def test_a_late_answer_is_not_used_and_a_slow_policy_not_asked_any_more(monkeypa
         loop.controller.time_limit = 0
 
 
+def test_a_policy_forgets_what_led_to_an_answer_that_is_no_number() -> None:
+    class Remembering(Scripted):
+        def act(self, observations: np.ndarray, state: Any) -> Any:
+            actions, after = super().act(observations, state)
+            return (
+                (np.full_like(actions, np.nan), {"count": after["count"] * 0 - 7})
+                if state["count"] == 2
+                else (actions, after)
+            )
+
+    loop, policy = Loop(sgd), Remembering([[1.0], [0.5], [0.25]], decide_every=5)
+    loop.controller = attach(loop.optimizer, model=loop.model, policy=policy)
+    loop.run(20)
+    assert loop.controller._listener.state["count"].tolist() == [2]
+
+
 def test_signals_beyond_their_ranges_in_training_are_not_acted_on() -> None:
     loop = Loop(sgd)
     loop.controller = attach(loop.optimizer, model=loop.model, policy="default", total_steps=200)
