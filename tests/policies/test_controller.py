@@ -378,7 +378,7 @@ def test_a_policy_forgets_what_led_to_an_answer_that_is_no_number() -> None:
             actions, after = super().act(observations, state)
             return (
                 (np.full_like(actions, np.nan), {"count": after["count"] * 0 - 7})
-                if state["count"] == 2
+                if state["count"][0] == 2
                 else (actions, after)
             )
 
