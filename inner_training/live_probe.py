@@ -45,8 +45,26 @@ def depth_norms(tensors: Sequence[Tensor], thirds: Sequence[int]) -> Tensor:
     return torch.stack([total_norm(part).to(nothing.device) if part else nothing for part in parts])
 
 
+def copied(sources: Sequence[Tensor], room: Sequence[Tensor]) -> list[Tensor]:
+    """Copies of tensors, in the memory of ``room`` where that has their shapes: getting memory anew costs more than copying.
+
+    >>> first = copied([torch.ones(2)], [])
+    >>> copied([torch.zeros(2)], first)[0] is first[0]
+    True
+    """
+    spare = room if len(room) == len(sources) else [None] * len(sources)
+    return [
+        old.copy_(new)
+        if old is not None and (old.shape, old.dtype, old.device) == (new.shape, new.dtype, new.device)
+        else new.detach().clone()
+        for new, old in zip(sources, spare, strict=True)
+    ]
+
+
 class LiveProbe:
     """Measures the last ``min(2, interval)`` steps of each interval; nothing synchronises with the device.
+
+    It holds a copy of the parameters and one of the gradients for it, whose memory it keeps.
 
     Args:
         interval: steps per interval, >= 1.
@@ -59,6 +77,7 @@ class LiveProbe:
 
     def __init__(self, interval: int) -> None:
         self.interval = interval
+        self._weight_room, self._gradient_room = list[Tensor](), list[Tensor]()
         self.clear()
 
     def clear(self) -> None:
@@ -97,16 +116,21 @@ class LiveProbe:
             if self._earlier is not None and len(self._earlier[1]) == len(gradients):
                 dot = inner_product(self._earlier[1], gradients)
                 self.grad_dot = torch.zeros_like(norm) if dot is None else dot * shrink
-            self._weights = [parameter.detach().clone() for parameter in parameters]
+            self._weights = self._weight_room = copied([one.detach() for one in parameters], self._weight_room)
             self.weight_norm = depth_norms(self._weights, depth_thirds([one.shape for one in parameters]))
         else:
-            self._earlier = (position, [g if g is None else _wide(g) * shrink for g in gradients])
+            held = iter(self._room_for([_wide(one) for one in present], None if scale is None else shrink))
+            self._earlier = (position, [None if one is None else next(held) for one in gradients])
         return norm
+
+    def _room_for(self, gradients: Sequence[Tensor], shrink: Tensor | float | None) -> list[Tensor]:
+        self._gradient_room = copied(gradients, self._gradient_room)
+        return [one if shrink is None else one.mul_(shrink) for one in self._gradient_room]
 
     def after(self, parameters: Sequence[Tensor]) -> None:
         """Finishes the update norm after the interval's last step."""
         if self._weights is not None:
-            moved = [new.detach() - old for new, old in zip(parameters, self._weights, strict=True)]
+            moved = [old.sub_(new.detach()) for new, old in zip(parameters, self._weights, strict=True)]
             self.update_norm = depth_norms(moved, depth_thirds([one.shape for one in parameters]))
             self._weights, self._earlier = None, None
 

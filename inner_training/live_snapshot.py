@@ -43,6 +43,10 @@ def _put_back(holder: dict[Any, Any], saved: Mapping[Any, Any], keep: str = "") 
             holder[key] = _again(value)
 
 
+def _entry(held: Any, key: Any) -> Any:
+    return held.get(key) if isinstance(held, dict) else None
+
+
 @dataclass(frozen=True)
 class Moment:
     """Copies of everything that a rollback puts back.
@@ -109,29 +113,38 @@ class LiveSnapshots:
         """Notes the present as stable: confirms the candidate, and makes the present the next candidate."""
         if self._candidate is not None and step - self._candidate.step < self._spacing:
             return
-        self._confirmed, self._candidate = self._candidate, None  # frees the old moment before the new one is made
-        self._candidate = self._present(step)
+        oldest, self._confirmed = self._confirmed, self._candidate
+        self._candidate = self._present(step, None if oldest is self._confirmed else oldest)
         if self._confirmed is None:
             self._confirmed = self._candidate
 
-    def _copy(self, value: Any) -> Any:
+    def _copy(self, value: Any, room: Any = None) -> Any:
+        """A copy, in the memory of ``room`` where that fits: getting memory anew costs more than copying."""
         if not isinstance(value, Tensor):
             return copy.deepcopy(value)
-        return _Copy(value.detach().to(self._device or value.device, copy=True), value.device)
+        device = self._device or value.device
+        spare = room.values if isinstance(room, _Copy) else None
+        if spare is not None and (spare.shape, spare.dtype, spare.device) == (value.shape, value.dtype, device):
+            return _Copy(spare.copy_(value.detach()), value.device)
+        return _Copy(value.detach().to(device, copy=True), value.device)
 
-    def _present(self, step: int) -> Moment:
+    def _present(self, step: int, room: Moment | None = None) -> Moment:
+        """The present; a ``room`` that is given is used up."""
+        spare = {} if room is None else {id(owner): saved for owner, saved in room.parameters}
+        old_state = {} if room is None else room.state
+        old_buffers = {} if room is None else room.buffers
         groups = self._optimizer.param_groups
         buffers = {} if self._model is None else dict(self._model.named_buffers())
         state = {
-            owner: {key: self._copy(value) for key, value in held.items()}
+            owner: {key: self._copy(value, _entry(old_state.get(owner), key)) for key, value in held.items()}
             if isinstance(held, dict)
             else self._copy(held)
             for owner, held in self._optimizer.state.items()
         }
         return Moment(
             step=step,
-            parameters=[(one, self._copy(one)) for group in groups for one in group["params"]],
-            buffers={name: self._copy(buffer) for name, buffer in buffers.items()},
+            parameters=[(one, self._copy(one, spare.get(id(one)))) for group in groups for one in group["params"]],
+            buffers={name: self._copy(buffer, old_buffers.get(name)) for name, buffer in buffers.items()},
             state=state,
             groups=[{key: self._copy(value) for key, value in group.items() if key != "params"} for group in groups],
             others=[copy.deepcopy(other.state_dict()) for other in self._stateful],

@@ -223,7 +223,7 @@ def test_a_policy_that_decides_often_does_not_copy_often(monkeypatch: pytest.Mon
     taken = []
     snapshots = loop.controller._snapshots
     present = snapshots._present
-    monkeypatch.setattr(snapshots, "_present", lambda step: taken.append(step) or present(step))
+    monkeypatch.setattr(snapshots, "_present", lambda step, *room: taken.append(step) or present(step, *room))
     loop.run(40)
     assert taken == [0, 10, 20, 30, 40] and SPACING == 10
 
