@@ -9,6 +9,9 @@ DEMO_RULES = constant step exponential cosine warmup-cosine cosine-restarts wsd 
 DEMO_RUNS = 64
 TEST_WORKERS = 2
 
+# What tests compare curvature with. It declares a library that needs torchvision, which CPU builds of torch do not go with.
+ORACLES = curvlinops-for-pytorch einops einconv linear-operator opt-einsum unfoldNd
+
 BIN = .venv/bin
 STAMP = .venv/.installed
 
@@ -21,6 +24,7 @@ $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install -q -c constraints.txt $(TORCH_ARGS) torch
 	$(BIN)/python -m pip install -q -c constraints.txt -e ".[dev,onnx,plots]"
+	$(BIN)/python -m pip install -q -c constraints.txt --no-deps $(ORACLES)
 	touch $(STAMP)
 
 # Train a policy, then compare it with the rules on held-out tasks.
