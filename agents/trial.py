@@ -13,6 +13,7 @@ from trimtab.agents.phases import PhaseRecord
 from trimtab.envs.episode import Episodes, StepResult
 from trimtab.errors import MismatchError, UserError
 from trimtab.inner_training.task import Instance
+from trimtab.policies.network import ranges_of
 from trimtab.policies.policy import Policy
 
 
@@ -79,6 +80,8 @@ class Trial:
         tick: Callable[[int], object] = lambda ended: None,
     ) -> None:
         self.episodes, self.policy, self.instances, self._tick = episodes, policy, list(instances), tick
+        # Judged as it is deployed: where its signals leave what it met in training, it is not listened to.
+        episodes.steering.ranges = ranges_of(policy)
         runs, budgets = len(self.instances), np.array([instance.steps for instance in self.instances])
         self._budgets = budgets
         self._cap = float(np.log(episodes.populations.cap[0]))

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import IntFlag
 
+from trimtab.errors import out_of_range
+
 
 class Reason(IntFlag):
     """Why the guard changed what a policy proposed; several may hold at once."""
@@ -65,6 +67,30 @@ def in_words(code: int) -> str:
     return "; ".join(words for reason, words in REASON_WORDS.items() if code & reason)
 
 
+# Of numbers, ends included; what is to lie below 1 or above 0 stops just short of it.
+LIMITS: dict[str, tuple[float, float]] = {
+    "rate_scale": (1e-9, 10),
+    "smoothing": (0, 1 - 1e-9),
+    "dead_band": (0, 1 - 1e-9),
+    "hysteresis": (0, 1 - 1e-9),
+    "rest": (0, 1000),
+    "damping": (0, 1),
+    "aftermath": (0, 1000),
+    "trial": (1, 1000),
+    "trial_rise": (1e-9, 100),
+    "range_margin": (1e-9, 2),
+    "range_share": (1e-9, 1),
+    "rollback_budget": (0, 1000),
+    "backoff": (1e-9, 1),
+    "recovery": (1, 100),
+    "explosion": (1 + 1e-9, 1e6),
+    "curvature_share": (1e-300, 1),
+    "decay_power": (0.5 + 1e-9, 1),
+    "decay_factor": (1e-9, 1e4),
+    "decay_after": (1, 10**9),
+}
+
+
 @dataclass(frozen=True, kw_only=True)
 class GuardConfig:
     """Settings of the guard; defaults are ours, calibrated on the training scenarios (docs/decisions.md).
@@ -99,6 +125,9 @@ class GuardConfig:
             (``envelope.decay_ceiling``); None is no such ceiling.
         decay_factor: where that ceiling begins, in initial learning rates; > 0.
         decay_after: steps until that ceiling has begun to fall, >= 1.
+
+    Raises:
+        RangeError: a number out of its range.
     """
 
     rate_scale: float = 1.0
@@ -122,6 +151,12 @@ class GuardConfig:
     decay_power: float | None = None
     decay_factor: float = 10.0
     decay_after: int = 100
+
+    def __post_init__(self) -> None:
+        for name, (low, high) in LIMITS.items():
+            value = getattr(self, name)
+            if value is not None and not low <= value <= high:
+                raise out_of_range(name, value, low, high)
 
     @classmethod
     def bare(cls) -> GuardConfig:

@@ -22,7 +22,7 @@ from trimtab.inner_training.own_step import own_step
 from trimtab.inner_training.signals import Signal, lever_signals
 from trimtab.inner_training.steering import Steering
 from trimtab.policies.audit import AuditFile
-from trimtab.policies.network import LearnedPolicy
+from trimtab.policies.network import LearnedPolicy, ranges_of
 from trimtab.policies.policy import Policy
 from trimtab.policies.registry import check_policy, load_policy
 from trimtab.policies.rules import RULES
@@ -100,8 +100,7 @@ def steering_of(settings: Attachment, signals: Sequence[Signal], optimizer: torc
     """The steering of one live run, with the meter of its device where a signal reads it."""
     steering = Steering(levers_of(settings.policy), signals, settings.guard, 1)
     steering.energy = step_energy(signals, optimizer.param_groups[0]["params"][0].device)
-    if isinstance(settings.policy, LearnedPolicy):
-        steering.ranges = settings.policy.obs_low, settings.policy.obs_high
+    steering.ranges = ranges_of(settings.policy)
     return steering
 
 

@@ -202,6 +202,11 @@ class LearnedPolicy:
             raise MismatchError(f"policy {self.name!r}: {what} holds a number that is not finite")
 
 
+def ranges_of(policy: object) -> tuple[np.ndarray, np.ndarray] | None:
+    """Lowest and highest value (S,) of each signal that a learned policy met in training; None for any other policy."""
+    return (policy.obs_low, policy.obs_high) if isinstance(policy, LearnedPolicy) else None
+
+
 def _frozen(value: object, dtype: type[np.floating[Any]]) -> np.ndarray:
     copy: np.ndarray = np.array(value, dtype=dtype, order="C")
     copy.setflags(write=False)

@@ -16,12 +16,14 @@ from tests.agents.tiny import TINY, TWO
 from trimtab.agents.conditions import Conditions
 from trimtab.agents.evaluate import Evaluator, evaluate
 from trimtab.agents.evaluation import Evaluation
+from trimtab.envs.catalogue import SCENARIOS
 from trimtab.errors import ConfigError, MismatchError, RangeError, UnknownNameError, UserError
 from trimtab.inner_training.guard import GuardConfig
 from trimtab.inner_training.population import Population
 from trimtab.inner_training.schedules import BaseSchedule, factor
 from trimtab.inner_training.task import OptimizerSettings
 from trimtab.inner_training.tasks import make_family
+from trimtab.policies.network import LearnedPolicy
 from trimtab.policies.policy import Kind
 from trimtab.policies.registry import load_policy
 
@@ -357,3 +359,13 @@ def test_bad_input_is_refused_by_name(case: str) -> None:
     options, error, words = BAD[case]
     with pytest.raises(error, match=words):
         play(**options)
+
+
+def test_a_learned_policy_is_judged_within_its_ranges_as_it_is_deployed() -> None:
+    evaluator = Evaluator(SCENARIOS["digits-mlp"], runs=4, mode="eager")
+    policy = load_policy("default")
+    assert isinstance(policy, LearnedPolicy)
+    elsewhere = replace(policy, obs_low=policy.obs_low * 0 + 5, obs_high=policy.obs_high * 0 + 6)
+    still, moving, mute = (evaluator.play(one) for one in (load_policy("constant"), policy, elsewhere))
+    np.testing.assert_allclose(mute.final_loss, still.final_loss, atol=1e-4)
+    assert (np.abs(moving.final_loss - still.final_loss) > 0.01).any()

@@ -8,8 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.inner_training.test_signals import reading
-from trimtab.errors import ConfigError, UnknownNameError
+from trimtab.errors import ConfigError, RangeError, UnknownNameError
 from trimtab.inner_training.guard import REASON_WORDS, Guard, GuardConfig, Reason, in_words
+from trimtab.inner_training.guard_config import LIMITS
 from trimtab.inner_training.levers import LEVERS, Lever, register_lever, resolve_levers
 from trimtab.inner_training.signals import resolve_signals
 from trimtab.inner_training.steering import Steering
@@ -224,3 +225,12 @@ def test_a_gradient_that_is_not_finite_is_never_other_data() -> None:
     guard = Guard(GuardConfig(), [LEVERS["lr"]], 1)
     seen = judged(guard, [0.1] * 3, [0.1, np.nan, np.nan], [5.0] * 3, [5.0] * 3)
     assert seen[1:] == [(True, 0.3, 1), (True, pytest.approx(0.09), 2), (False, 0.3, 1)]
+
+
+@pytest.mark.parametrize("name", LIMITS)
+def test_settings_out_of_range_are_refused(name: str) -> None:
+    low, high = LIMITS[name]
+    for value in (low - 1e-6 - abs(low) * 1e-3, high * 1.01 + 1, float("nan")):
+        with pytest.raises(RangeError, match=name):
+            GuardConfig(**{name: value})
+    assert getattr(GuardConfig(**{name: high}), name) == high
