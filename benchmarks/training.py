@@ -14,11 +14,12 @@ import tempfile
 import time
 from pathlib import Path
 
-from engine import digits, plain_loop  # type: ignore[import-not-found]  # the script beside this one
+from speed.architectures import ARCHITECTURES, family_of, full_size
+from speed.loops import INTERVAL, plain_loop
 
 from trimtab.agents.train import run_train
 
-SHORT, LONG, INTERVAL = 40_000, 120_000, 10
+SHORT, LONG, PLAIN = 40_000, 120_000, 200  # environment steps; intervals of the plain loop
 
 
 def seconds(scenario: str, runs: int, timesteps: int, out: Path) -> float:
@@ -34,12 +35,13 @@ def main() -> None:
     parser.add_argument("--scenario", default="digits-mlp")
     parser.add_argument("--runs", type=int, default=64)
     options = parser.parse_args()
-    family = digits("sgd-momentum")
-    plain = plain_loop(family, family.draw(0, held_out=False))
-    plain(100)
+    architecture = ARCHITECTURES["mlp-sgd"]
+    family = family_of(architecture)
+    plain = plain_loop(architecture, family, full_size(family, 1, architecture.rule, architecture.lr)[0])
+    plain.run(10)
     start = time.perf_counter()
-    plain(2_000)
-    plain_rate = 2_000 / INTERVAL / (time.perf_counter() - start)
+    plain.run(PLAIN)
+    plain_rate = PLAIN / (time.perf_counter() - start)
     with tempfile.TemporaryDirectory() as folder:
         seconds(options.scenario, options.runs, SHORT, Path(folder) / "warm")  # fills the compiler's cache
         short = seconds(options.scenario, options.runs, SHORT, Path(folder) / "short")

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from tests.benchmarks.scripts import script
+from tests.benchmarks.scripts import FOLDER, script
 from trimtab.inner_training.population import Population
 
 architectures, loops, card = (script(f"speed.{name}") for name in ("architectures", "loops", "card"))
@@ -189,3 +189,8 @@ def test_scaling_measures_and_draws(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert found["runs"][1]["held"] == 2 * found["runs"][0]["held"]
     assert all(row["on_top"] > 0 and row["seconds"] > 0 for rows in found.values() for row in rows)
     assert np.frombuffer(png.read_bytes()[:4], dtype=np.uint8).tolist() == [0x89, *b"PNG"]
+
+
+@pytest.mark.parametrize("path", sorted(FOLDER.glob("*.py")), ids=lambda path: path.stem)
+def test_every_script_can_be_imported(path: Path) -> None:
+    assert callable(script(path.stem).main)
