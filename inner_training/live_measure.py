@@ -98,13 +98,14 @@ class LiveMeasurements:
         self._handles, self._names = [], frozenset()
 
     @property
-    def _due(self) -> bool:
+    def due(self) -> bool:
+        """Whether something is to be measured around the next step."""
         return bool(self._names) and self.last_step and self.intervals % self._every == 0
 
     def gradients(self, parameters: Sequence[Tensor]) -> None:
         """Measures the gradients before a step."""
         self.close()
-        if self._due and "grad_sparsity" in self._names:
+        if self.due and "grad_sparsity" in self._names:
             sparsity = live_sparsity(parameters)
             self.taken |= {} if sparsity is None else {"grad_sparsity": sparsity}
 
@@ -118,7 +119,7 @@ class LiveMeasurements:
     def _enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if torch.compiler.is_compiling() or id(module) != self._root:  # traced, or a replica on another device
             return
-        if self._due and torch.is_grad_enabled() and self._watch is None and not _compiled(module):
+        if self.due and torch.is_grad_enabled() and self._watch is None and not _compiled(module):
             self._safely(
                 "watching activations", lambda: self._open(examples_in([*args, *kwargs.values()]) or 1, module)
             )

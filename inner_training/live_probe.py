@@ -10,14 +10,8 @@ from torch import Tensor
 from torch.nn.utils import get_total_norm
 
 from trimtab.inner_training.layout import depth_thirds
+from trimtab.inner_training.live_sample import Sample, wide
 from trimtab.inner_training.telemetry import DEPTHS, SAMPLED_STEPS
-
-
-def _wide(tensor: Tensor) -> Tensor:
-    dense = tensor.to_dense() if tensor.is_sparse else tensor
-    if dense.is_complex():
-        dense = torch.view_as_real(dense.resolve_conj())  # as two real numbers each, which is how optimizers see them
-    return dense.float() if dense.dtype in (torch.float16, torch.bfloat16) else dense
 
 
 def total_norm(tensors: Sequence[Tensor]) -> Tensor:
@@ -26,7 +20,7 @@ def total_norm(tensors: Sequence[Tensor]) -> Tensor:
     >>> float(total_norm([torch.tensor([3.0]), torch.tensor([[4.0]])]))
     5.0
     """
-    return get_total_norm([_wide(tensor) for tensor in tensors]).float()
+    return get_total_norm([wide(tensor) for tensor in tensors]).float()
 
 
 def inner_product(first: Sequence[Tensor | None], second: Sequence[Tensor | None]) -> Tensor | None:
@@ -34,7 +28,7 @@ def inner_product(first: Sequence[Tensor | None], second: Sequence[Tensor | None
     pairs = [(a, b) for a, b in zip(first, second, strict=True) if a is not None and b is not None]
     if not pairs:
         return None
-    parts = [torch.dot(_wide(a).reshape(-1), _wide(b).reshape(-1)).float() for a, b in pairs]
+    parts = [torch.dot(wide(a).reshape(-1), wide(b).reshape(-1)).float() for a, b in pairs]
     return torch.stack([part.to(parts[0].device) for part in parts]).sum()
 
 
@@ -64,7 +58,8 @@ def copied(sources: Sequence[Tensor], room: Sequence[Tensor]) -> list[Tensor]:
 class LiveProbe:
     """Measures the last ``min(2, interval)`` steps of each interval; nothing synchronises with the device.
 
-    It holds a copy of the parameters and one of the gradients for it, whose memory it keeps.
+    It holds copies of the sampled parameters and gradients for it, whose memory it keeps; in a model of more than 131,072
+    parameters that is a small part of them (see ``Sample``).
 
     Args:
         interval: steps per interval, >= 1.
@@ -77,6 +72,7 @@ class LiveProbe:
 
     def __init__(self, interval: int) -> None:
         self.interval = interval
+        self._sample = Sample(())
         self._weight_room, self._gradient_room = list[Tensor](), list[Tensor]()
         self.clear()
 
@@ -103,11 +99,12 @@ class LiveProbe:
             scale: factor that the gradients carry (a gradient scaler's), or None for 1.
 
         Returns:
-            The gradient norm, or None on a step that is not sampled.
+            The gradient norm where the whole of it was measured; else None.
         """
-        if not self.interval - SAMPLED_STEPS <= position < self.interval:
+        if not self.samples(position):
             return None
-        gradients = [parameter.grad for parameter in parameters]
+        sample = self._sample_of(parameters)
+        gradients = sample.read([parameter.grad for parameter in parameters])
         present = [gradient for gradient in gradients if gradient is not None]
         norm = total_norm(present) if present else torch.zeros((), device=parameters[0].device)
         shrink = 1.0 if scale is None else 1.0 / scale.to(norm.device)
@@ -116,12 +113,27 @@ class LiveProbe:
             if self._earlier is not None and len(self._earlier[1]) == len(gradients):
                 dot = inner_product(self._earlier[1], gradients)
                 self.grad_dot = torch.zeros_like(norm) if dot is None else dot * shrink
-            self._weights = self._weight_room = copied([one.detach() for one in parameters], self._weight_room)
-            self.weight_norm = depth_norms(self._weights, depth_thirds([one.shape for one in parameters]))
+            self._weights = self._weight_room = copied(sample.read(parameters), self._weight_room)
+            self.weight_norm = depth_norms(self._weights, depth_thirds(sample.shapes))
         else:
-            held = iter(self._room_for([_wide(one) for one in present], None if scale is None else shrink))
+            held = iter(self._room_for(present, None if scale is None else shrink))
             self._earlier = (position, [None if one is None else next(held) for one in gradients])
-        return norm
+        return norm if sample.stride == 1 else None
+
+    def samples(self, position: int) -> bool:
+        """Whether the step at this position of its interval is sampled."""
+        return self.interval - SAMPLED_STEPS <= position < self.interval
+
+    @property
+    def pending(self) -> bool:
+        """Whether a step has been sampled whose update is still to be measured."""
+        return self._weights is not None
+
+    def _sample_of(self, parameters: Sequence[Tensor]) -> Sample:
+        shapes = tuple(one.shape for one in parameters)
+        if shapes != self._sample.shapes:  # layers may be frozen and thawed under way
+            self._sample = Sample(shapes)
+        return self._sample
 
     def _room_for(self, gradients: Sequence[Tensor], shrink: Tensor | float | None) -> list[Tensor]:
         self._gradient_room = copied(gradients, self._gradient_room)
@@ -130,8 +142,9 @@ class LiveProbe:
     def after(self, parameters: Sequence[Tensor]) -> None:
         """Finishes the update norm after the interval's last step."""
         if self._weights is not None:
-            moved = [old.sub_(new.detach()) for new, old in zip(parameters, self._weights, strict=True)]
-            self.update_norm = depth_norms(moved, depth_thirds([one.shape for one in parameters]))
+            now = self._sample.read(parameters)
+            moved = [old.sub_(new) for new, old in zip(now, self._weights, strict=True)]
+            self.update_norm = depth_norms(moved, depth_thirds(self._sample.shapes))
             self._weights, self._earlier = None, None
 
     def state_dict(self) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from trimtab.inner_training.levers import Lever
 from trimtab.inner_training.live_hooks import Moments, StepHooks
 from trimtab.inner_training.live_measure import LiveMeasurements
 from trimtab.inner_training.live_probe import LiveProbe, total_norm
-from trimtab.inner_training.live_values import EffectiveValues, is_adaptive, read_value
+from trimtab.inner_training.live_values import EffectiveValues, is_adaptive, moved_by, read_value
 from trimtab.inner_training.measurements import PROBE_EVERY
 from trimtab.inner_training.reading import Reading
 from trimtab.inner_training.signals import Signal
@@ -29,9 +29,12 @@ LOGARITHMIC = ("loss", "validation", "shift", "fit")  # groups of signals that r
 
 
 def as_scalar(name: str, value: Tensor | float) -> Tensor | float:
-    """A number as it is, or the mean of a tensor on its own device, detached and never an alias of the caller's."""
+    """A number as it is, or the float32 mean of a tensor on its own device, detached and never an alias of the caller's."""
     if isinstance(value, Tensor):
-        return value.detach().float().mean()
+        plain = value.detach()
+        if plain.ndim > 0:
+            plain = plain.float().mean()
+        return plain.clone() if plain.dtype == torch.float32 else plain.float()
     try:
         return float(value)
     except (TypeError, ValueError) as error:
@@ -43,6 +46,11 @@ def check_readable(reading: Reading, signals: Sequence[Signal]) -> None:
     mean = float(reading.losses().mean())
     if mean <= 0 and any(signal.group in LOGARITHMIC for signal in signals):
         raise ValueError(f"the mean loss is {mean:g}; signals read the logarithm of the loss, which must be above 0")
+
+
+def may_exceed(norm: Tensor, clip: float) -> bool:
+    """Whether gradients of this norm have to be scaled; always True but on a CPU, where looking waits for nothing."""
+    return norm.device.type != "cpu" or not bool(norm + 1e-6 <= clip)  # a norm that is no number is not below it
 
 
 class LiveRun:
@@ -70,10 +78,11 @@ class LiveRun:
         self._before_first = before_first
         self._values = EffectiveValues(optimizer)
         self.lr_multiplier, self.clip = 1.0, float("inf")
-        self._others: list[tuple[Lever, float]] = []
+        self._others: list[tuple[str, Callable[[float], float]]] = []
         self._assigned: list[tuple[str, float, float]] = []
         self._losses: list[Tensor] = []
         self._recorded = 0  # the step whose loss came last
+        self._first = self.parameters()[0]  # which may yet be moved to another device
         group = optimizer.param_groups[0]
         self._initial_lr = float(group.get("initial_lr", group["lr"]))
         self.deadline: float | None = None
@@ -103,34 +112,42 @@ class LiveRun:
         if math.isnan(self._began):
             self._began = time.monotonic()
         self._values.scale_lr(self.lr_multiplier)
-        for lever, multiplier in self._others:
-            self._values.set(lever, multiplier)
+        for hyperparameter, effective in self._others:
+            self._values.write(hyperparameter, effective)
         for hyperparameter, value, base in self._assigned:
             self._values.assign(hyperparameter, value, base)
 
-    @torch.no_grad()
     def _gradients(self) -> None:
-        parameters = self.parameters()
-        scale = getattr(self.optimizer, "grad_scale", None)
-        norm = self.probe.before(parameters, self.position, scale)
-        self._further.gradients(parameters)
-        if self.clip == float("inf"):
-            return
+        self._further.close()
+        clipping = self.clip != math.inf
+        if not (clipping or self.probe.samples(self.position) or self._further.due):
+            return  # most steps; what follows would take as long as all the rest of them
+        with torch.no_grad():
+            parameters = self.parameters()
+            scale = getattr(self.optimizer, "grad_scale", None)
+            norm = self.probe.before(parameters, self.position, scale)
+            self._further.gradients(parameters)
+            if clipping:
+                self._clip(parameters, scale, norm)
+
+    def _clip(self, parameters: Sequence[Tensor], scale: Tensor | None, norm: Tensor | None) -> None:
         present = [parameter.grad for parameter in parameters if parameter.grad is not None]
         if not present:
             return
-        if norm is None:
+        if norm is None:  # a sample of it will do for a signal, but not here
             norm = total_norm(present) if scale is None else total_norm(present) / scale
-        clip_grads_with_norm_(parameters, self.clip, norm)
+        if may_exceed(norm, self.clip):
+            clip_grads_with_norm_(parameters, self.clip, norm)
 
-    @torch.no_grad()
     def _updated(self) -> None:
         self.steps += 1
         self.position += 1
         if self.steps - self._recorded > 2 * self.interval + 1:
             self.hooks.say("forgotten", f"controller.step(loss) was not called in the last {2 * self.interval} steps; "
                            "call it after each optimizer.step(), or the controller cannot decide")  # fmt: skip
-        self.probe.after(self.parameters())
+        if self.probe.pending:
+            with torch.no_grad():
+                self.probe.after(self.parameters())
         self._further.last_step = self.position == self.interval - 1
 
     # --- the face of a run --------------------------------------------------------------------------------------
@@ -141,7 +158,7 @@ class LiveRun:
 
     @property
     def _device(self) -> torch.device:
-        return self.parameters()[0].device
+        return self._first.device
 
     @property
     def seconds(self) -> float:
@@ -178,11 +195,11 @@ class LiveRun:
         self.lr_multiplier = float(steering.lr_multiplier[0])
         self.clip = float(steering.hyperparameters(self.base(steering.levers)).get(CLIP, np.full(1, np.inf))[0])
         self._others = [
-            (lever, float(multiplier))
+            (lever.hyperparameter, moved_by(lever, float(multiplier)))
             for lever, multiplier, available in zip(
                 steering.levers, steering.multipliers[0], steering.available[0], strict=True
             )
-            if lever.hyperparameter not in ("lr", CLIP) and available
+            if lever.hyperparameter not in ("lr", CLIP) and available and multiplier != 1
         ]
 
     def release(self) -> None:
@@ -216,7 +233,8 @@ class LiveRun:
                                "each one (a step that a gradient scaler skipped does not count)")  # fmt: skip
             return False
         self._recorded = self.steps
-        self._losses.append(torch.as_tensor(value, dtype=torch.float32).to(self._device, non_blocking=True))
+        value = value if isinstance(value, Tensor) else torch.tensor(value, dtype=torch.float32)
+        self._losses.append(value if value.device == self._device else value.to(self._device, non_blocking=True))
         return True
 
     def telemetry(self) -> Telemetry | None:

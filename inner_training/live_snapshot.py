@@ -13,7 +13,20 @@ from torch import Tensor, nn
 
 from trimtab.inner_training.own_step import own_step
 
-SPACING = 10  # steps between snapshots at least, for a policy that decides at every step
+SPACING = (10, 100)  # steps between snapshots at least, in small and in large models
+PER_STEP = 10_000  # parameters for which snapshots come a step later
+
+
+def usual_spacing(parameters: int) -> int:
+    """Steps between the snapshots of a model, so that copying it is a small part of the time of those steps.
+
+    Copying a parameter with its optimizer state takes about as long as a few hundred of a step's operations on it, and a
+    step has 6 per example.
+
+    >>> usual_spacing(50_000), usual_spacing(400_000), usual_spacing(10**8)
+    (10, 40, 100)
+    """
+    return min(max(SPACING[0], parameters // PER_STEP), SPACING[1])
 
 
 @dataclass(frozen=True)
@@ -76,7 +89,7 @@ class LiveSnapshots:
         model: its buffers (batch statistics) are kept too; None for none.
         stateful: objects with ``state_dict`` and ``load_state_dict``. A scheduler among them is rolled back together
             with the learning rates of the groups; otherwise the schedule goes on.
-        spacing: steps between snapshots at least, >= 0.
+        spacing: steps between snapshots at least, >= 0; None for ``usual_spacing``.
         device: where the copies lie; None for where the originals are.
     """
 
@@ -86,11 +99,13 @@ class LiveSnapshots:
         model: nn.Module | None,
         stateful: Sequence[Any],
         *,
-        spacing: int = SPACING,
+        spacing: int | None = None,
         device: torch.device | None = None,
     ) -> None:
         self._optimizer, self._model, self._stateful = optimizer, model, tuple(stateful)
-        self._spacing, self._device = spacing, device
+        parameters = sum(one.numel() for group in optimizer.param_groups for one in group["params"])
+        self._spacing = usual_spacing(parameters) if spacing is None else spacing
+        self._device = device
         self._schedules = any(getattr(other, "optimizer", None) is optimizer for other in self._stateful)
         self._candidate: Moment | None = None
         self._confirmed: Moment | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -52,6 +53,17 @@ def in_proportion(hyperparameter: str, own: float, value: float, base: float) ->
     return own * (value / base) if base else own
 
 
+def moved_by(lever: Lever, multiplier: float) -> Callable[[float], float]:
+    """What a lever at a position makes of a group's own value; it remembers, as most groups have one value throughout.
+
+    >>> from trimtab.inner_training.levers import LEVERS
+    >>> moved_by(LEVERS["weight_decay"], 0.5)(0.1)
+    0.05
+    """
+    factor = np.array([multiplier])
+    return functools.lru_cache(maxsize=16)(lambda own: float(lever.value(np.array([own]), factor)[0]))
+
+
 class EffectiveValues:
     """Writes effective values into the parameter groups and puts the scheduled ones back, object by object.
 
@@ -76,18 +88,13 @@ class EffectiveValues:
                 self._overwritten.append((rate, rate.clone()))
                 rate.mul_(multiplier)
 
-    def set(self, lever: Lever, multiplier: float) -> None:
-        """Writes the effective value of another lever, each group from its own base; exactly 1 touches nothing."""
-        if multiplier != 1.0:
-            factor = np.array([multiplier])
-            self._write(lever.hyperparameter, lambda own: float(lever.value(np.array([own]), factor)[0]))
-
     def assign(self, hyperparameter: str, value: float, base: float) -> None:
         """Writes an effective value, groups of another base ``in_proportion``; the base itself touches nothing."""
         if value != base:
-            self._write(hyperparameter, lambda own: in_proportion(hyperparameter, own, value, base))
+            self.write(hyperparameter, lambda own: in_proportion(hyperparameter, own, value, base))
 
-    def _write(self, hyperparameter: str, effective: Callable[[float], float]) -> None:
+    def write(self, hyperparameter: str, effective: Callable[[float], float]) -> None:
+        """Writes what ``effective`` makes of each group's own value."""
         for group in self._optimizer.param_groups:
             base = read_value(group, hyperparameter)
             if base is None:

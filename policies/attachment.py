@@ -99,7 +99,7 @@ def levers_of(policy: Policy) -> tuple[Lever, ...]:
 def steering_of(settings: Attachment, signals: Sequence[Signal], optimizer: torch.optim.Optimizer) -> Steering:
     """The steering of one live run, with the meter of its device where a signal reads it."""
     steering = Steering(levers_of(settings.policy), signals, settings.guard, 1)
-    steering.energy = step_energy(signals, optimizer.param_groups[0]["params"][0].device)
+    steering.energy = step_energy(signals, next(one for group in optimizer.param_groups for one in group["params"]).device)
     steering.ranges = ranges_of(settings.policy)
     return steering
 

@@ -496,7 +496,8 @@ class Transfers(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def test_nothing_synchronises_between_decisions() -> None:
+def test_nothing_synchronises_between_decisions(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("trimtab.inner_training.live_run.may_exceed", lambda norm, clip: True)  # as off the CPU
     loop = Loop(sgd)
     policy = Scripted([[0.9, 0.9, 0.9, 0.05]], levers=dict.fromkeys(ALL, "targets"), signals=tuple(SIGNALS))
     controller = attach(loop.optimizer, model=loop.model, policy=policy, decide_every=5)
@@ -511,6 +512,20 @@ def test_nothing_synchronises_between_decisions() -> None:
         assert transfers.count == 0
         if step % 5 == 4:
             controller.step(loss)
+
+
+@pytest.mark.parametrize("clip", [1e-3, 0.3, 1e3])
+def test_a_look_at_the_norm_changes_nothing_about_a_clip(clip: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    def trained() -> torch.Tensor:
+        loop = Loop(sgd)
+        loop.controller = attach(loop.optimizer, policy="constant")
+        loop.controller._run.clip = clip
+        loop.run(8)
+        return torch.cat([one.detach().reshape(-1) for one in loop.model.parameters()])
+
+    looked = trained()
+    monkeypatch.setattr("trimtab.inner_training.live_run.may_exceed", lambda norm, clip: True)
+    assert torch.equal(looked, trained())
 
 
 def test_norms_of_half_precision_and_sparse_tensors() -> None:
