@@ -35,6 +35,16 @@ def _nothing() -> None:
     pass
 
 
+def untraced(act: Callable[..., Any]) -> Callable[..., Any]:
+    """The same function, at which the graph of a compiled step breaks; uncompiled steps do without the wrapper for that."""
+    breaking = torch.compiler.disable(act)  # type: ignore[no-untyped-call]
+
+    def either(*args: Any, **kwargs: Any) -> Any:
+        return breaking(*args, **kwargs) if torch.compiler.is_compiling() else act(*args, **kwargs)
+
+    return either
+
+
 class StepHooks:
     """Calls ``moments`` around each real step of an optimizer.
 
@@ -46,16 +56,16 @@ class StepHooks:
         self.optimizer, self.moments = optimizer, moments
         self._depth, self._skip = 0, False
         self._said: set[str] = set()
-        self._handles = [  # never traced: where a step is compiled, the graph breaks here
-            optimizer.register_step_pre_hook(torch.compiler.disable(self._pre_hook)),  # type: ignore[no-untyped-call]
-            optimizer.register_step_post_hook(torch.compiler.disable(self._post_hook)),  # type: ignore[no-untyped-call]
+        self._handles = [
+            optimizer.register_step_pre_hook(untraced(self._pre_hook)),
+            optimizer.register_step_post_hook(untraced(self._post_hook)),
         ]
         self._wrap()
 
     def _wrap(self) -> None:
         optimizer = self.optimizer
         self._own_step = vars(optimizer).get("step")
-        original, outside = optimizer.step, torch.compiler.disable(self.outside)  # type: ignore[no-untyped-call]
+        original, outside = optimizer.step, untraced(self.outside)
 
         @functools.wraps(type(optimizer).step)
         def step(this: torch.optim.Optimizer, *args: Any, **kwargs: Any) -> Any:

@@ -34,6 +34,7 @@ SWITCH = "TRIMTAB_OFF"  # environment variable that switches every controller of
 DECIDE_EVERY = 10  # optimizer steps per decision where neither the user nor the policy says otherwise
 ATTACHED: WeakSet[torch.optim.Optimizer] = WeakSet()  # optimizers that have a controller
 MOST_DECISIONS = 100  # of a learned policy in one run: about as many as the longest runs of training had
+STAIRS = 500  # of a schedule, at least, where deciding at every step would cost more than it tells
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,13 +73,16 @@ def switched_off() -> bool:
 def decision_period(policy: Policy, total_steps: int | None) -> int:
     """Optimizer steps between decisions where the user leaves them to the policy.
 
-    A learned policy knows runs of at most about ``MOST_DECISIONS`` decisions, so it decides less often in a longer one.
+    A learned policy knows runs of at most about ``MOST_DECISIONS`` decisions, so it decides less often in a longer one. A
+    policy that wants every step, as a schedule does, has ``STAIRS`` decisions or a few more in a longer run.
 
     >>> from trimtab.policies.registry import load_policy
-    >>> decision_period(load_policy("cosine"), 50_000), decision_period(load_policy("greedy"), None)
-    (1, 10)
+    >>> decision_period(load_policy("cosine"), 900), decision_period(load_policy("cosine"), 50_000)
+    (1, 100)
     """
     own = policy.decide_every or DECIDE_EVERY
+    if own == 1 and total_steps is not None:
+        return max(1, total_steps // STAIRS)
     if isinstance(policy, LearnedPolicy) and total_steps is not None:
         return max(own, math.ceil(total_steps / MOST_DECISIONS))
     return own
@@ -99,7 +103,9 @@ def levers_of(policy: Policy) -> tuple[Lever, ...]:
 def steering_of(settings: Attachment, signals: Sequence[Signal], optimizer: torch.optim.Optimizer) -> Steering:
     """The steering of one live run, with the meter of its device where a signal reads it."""
     steering = Steering(levers_of(settings.policy), signals, settings.guard, 1)
-    steering.energy = step_energy(signals, next(one for group in optimizer.param_groups for one in group["params"]).device)
+    steering.energy = step_energy(
+        signals, next(one for group in optimizer.param_groups for one in group["params"]).device
+    )
     steering.ranges = ranges_of(settings.policy)
     return steering
 
