@@ -117,7 +117,8 @@ def unknown_here(signals: Sequence[Signal], model: nn.Module | None) -> str:
     only = f"only a population can measure {', '.join(blind)}" if blind else ""
     ask = f"give attach(..., model=...) for {', '.join(watched)}" if watched else ""
     said = "; ".join(part for part in (only, ask) if part)
-    return f"the policy reads signals that stay 0 here: {said}" if said else ""
+    cost = "what they would tell is not acted on: such blocks of a rule rest, and a learned policy may do worse than it was judged to"
+    return f"the policy reads signals that stay 0 here: {said}; {cost}" if said else ""
 
 
 def remarks(signals: Sequence[Signal], model: nn.Module | None, optimizer: torch.optim.Optimizer) -> dict[str, str]:
