@@ -123,7 +123,7 @@ class Moody:
         if rank == self.rank and how == "raise":
             raise FloatingPointError("moody")
         if rank == self.rank and how == "late":
-            time.sleep(0.3)
+            time.sleep(1.0)
         trace = 0.9 * state["trace"] + observations.sum(1)
         moves = np.stack([np.sin(9 * trace), np.cos(5 * trace), np.sin(3 * trace)], 1)
         events = np.zeros((len(observations), 3))

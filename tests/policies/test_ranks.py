@@ -48,7 +48,7 @@ def test_ranks_stay_the_same_for_a_thousand_decisions_among_faults(ranks: int, t
     expected = (Reason.ABSTAINED, Reason.FAULT, Reason.SWITCHED_OFF, Reason.ROLLED_BACK, Reason.NOT_FINITE)
     assert {REASON_WORDS[reason] for reason in expected} <= set(first["reasons"])
     assert REASON_WORDS[Reason.APART] not in first["reasons"] and REASON_WORDS[Reason.PARTED] not in first["reasons"]
-    assert any(f"rank {ranks - 1} abstained" in line for line in first["logged"])
+    assert any(f"rank {ranks - 1} abstained at step 13 (a loss is not finite" in line for line in first["logged"])
 
 
 def test_the_same_faults_drive_ranks_apart_that_decide_alone(tmp_path: Path) -> None:
@@ -208,7 +208,7 @@ def late(rank: int, world: int) -> Any:
     controller = attached(training, Moody(rank, {4: (1, "late")}))
     reasons = []
     for k in range(6):
-        controller.time_limit = 0.25 if k == 2 else None
+        controller.time_limit = 0.8 if k == 2 else None
         reasons.append(controller.step(training.step()).reason)
     trace = controller._listener.state["trace"].tolist()
     return reasons[2], trace, standing_hash(controller)
