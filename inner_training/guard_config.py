@@ -32,6 +32,9 @@ class Reason(IntFlag):
     LATE = 131072
     SWITCHED_OFF = 262144
     SPENT = 524288
+    ABSTAINED = 1048576
+    APART = 2097152
+    PARTED = 4194304
 
 
 REASON_WORDS: dict[Reason, str] = {
@@ -55,6 +58,9 @@ REASON_WORDS: dict[Reason, str] = {
     Reason.LATE: "the policy took longer than its time limit, so every lever holds",
     Reason.SPENT: "the rollback that was asked for is not in the budget",
     Reason.SWITCHED_OFF: "the controller is switched off, so the run goes on by its own settings",
+    Reason.ABSTAINED: "a rank abstained, so every rank holds",
+    Reason.APART: "the ranks differ in steps, levers, weights or snapshots, so every rank holds",
+    Reason.PARTED: "the ranks cannot decide together any more, so the controller has left the run to its own settings",
 }
 
 

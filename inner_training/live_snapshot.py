@@ -115,6 +115,11 @@ class LiveSnapshots:
         """Whether there is nothing to go back to yet."""
         return self._confirmed is None
 
+    @property
+    def confirmed_step(self) -> int:
+        """Optimizer steps done at the moment to go back to; -1 without one."""
+        return -1 if self._confirmed is None else self._confirmed.step
+
     def clear(self) -> None:
         """Forgets both moments."""
         self._candidate = self._confirmed = None

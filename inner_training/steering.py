@@ -190,6 +190,10 @@ class Steering:
 
     def state_dict(self) -> dict[str, Any]:
         """JSON-serialisable state: positions, guard, memory."""
+        return {**self.standing(), "memory": self.memory.state_dict()}
+
+    def standing(self) -> dict[str, Any]:
+        """The state but for the memory: what the levers in force follow from, of the same size at every decision."""
         return {
             "levers": [lever.name for lever in self.levers],
             "multipliers": self.multipliers.tolist(),
@@ -197,14 +201,17 @@ class Steering:
             "moves": self._moves.tolist(),
             "grad_average": self._grad_average.tolist(),
             "guard": self.guard.state_dict(),
-            "memory": self.memory.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restores what ``state_dict`` gave."""
+        self.adopt(state)
+        self.memory.load_state_dict(state["memory"])
+
+    def adopt(self, state: Mapping[str, Any]) -> None:
+        """Restores what ``standing`` gave."""
         self.multipliers = np.asarray(state["multipliers"], dtype=np.float64)
         self.available = np.asarray(state["available"], dtype=bool)
         self._moves = np.asarray(state["moves"], dtype=np.float64)
         self._grad_average = np.asarray(state["grad_average"], dtype=np.float64)
         self.guard.load_state_dict(state["guard"])
-        self.memory.load_state_dict(state["memory"])

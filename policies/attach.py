@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import nn
 
 from trimtab.inner_training.guard import GuardConfig
@@ -14,6 +15,7 @@ from trimtab.policies import attachment
 from trimtab.policies.attachment import Attachment
 from trimtab.policies.controller import Controller
 from trimtab.policies.policy import Policy
+from trimtab.policies.ranks import ranks_of
 
 
 def attach(
@@ -27,12 +29,12 @@ def attach(
     guard: GuardConfig | bool | None = None,
     stateful: Sequence[Any] = (),
     audit: str | os.PathLike[str] | None = None,
+    process_group: dist.ProcessGroup | None = None,
 ) -> Controller:
     """Attaches a controller to an ordinary training loop; then call ``controller.step(loss)`` after each step.
 
-    The controller multiplies whatever the optimizer's parameter groups hold: before each step it writes
-    ``scheduled x multiplier``, after it (or when the step raises) it puts ``scheduled`` back. So any scheduler works
-    on, before or after this call.
+    The controller multiplies whatever the optimizer's parameter groups hold: ``scheduled x multiplier`` before each step,
+    ``scheduled`` again after it (or when the step raises). So any scheduler works on, before or after this call.
 
     Args:
         optimizer: the innermost ``torch.optim.Optimizer``.
@@ -45,6 +47,7 @@ def attach(
         guard: None for the default guard, its settings, or False to keep its bounds and rate limits alone (no snapshots).
         stateful: scheduler, scaler, averaged weights, ...: objects to roll back with the model.
         audit: a new file for the audit (JSON lines), or that of the run that is resumed; an ``audit.AuditFile`` adds labels.
+        process_group: the ranks that train this model, which must all call this; None for all; alone in a group of one.
 
     Returns:
         The controller, which has taken its first decision.
@@ -52,19 +55,26 @@ def attach(
     Raises:
         UserError: an argument cannot be used; nothing has been touched then.
     """
-    attachment.check_optimizer(optimizer, model)
-    chosen_mode = attachment.check_mode(mode)
-    budget = attachment.check_count("total_steps", total_steps, "optimizer steps of the whole run")
-    every = attachment.check_count("decide_every", decide_every, "optimizer steps between decisions")
-    chosen = attachment.choose_policy(policy, budget)
-    settings = Attachment(
-        model=model,
-        policy=chosen,
-        total_steps=budget,
-        decide_every=every or attachment.decision_period(chosen, budget),
-        mode=chosen_mode,
-        guard=attachment.check_guard(guard, chosen_mode),
-        stateful=attachment.check_stateful(stateful, (model, optimizer)),
-        audit=attachment.check_audit(audit),
-    )
-    return Controller(optimizer, settings)
+    ranks = ranks_of(process_group)
+
+    def make() -> Controller:
+        attachment.check_optimizer(optimizer, model)
+        chosen_mode = attachment.check_mode(mode)
+        budget = attachment.check_count("total_steps", total_steps, "optimizer steps of the whole run")
+        every = attachment.check_count("decide_every", decide_every, "optimizer steps between decisions")
+        chosen = attachment.choose_policy(policy, budget)
+        settings = Attachment(
+            model=model,
+            policy=chosen,
+            total_steps=budget,
+            decide_every=every or attachment.decision_period(chosen, budget),
+            mode=chosen_mode,
+            guard=attachment.check_guard(guard, chosen_mode),
+            stateful=attachment.check_stateful(stateful, (model, optimizer)),
+            audit=attachment.check_audit(audit) if ranks is None or ranks.rank == 0 else None,
+        )
+        return Controller(optimizer, settings, ranks)
+
+    controller = make() if ranks is None else ranks.together(make, Controller.detach, Controller.common)
+    controller.begin()
+    return controller

@@ -149,6 +149,11 @@ def check_optimizer(optimizer: object, model: nn.Module | None) -> None:
     trained = [one for group in optimizer.param_groups for one in group["params"] if one.requires_grad]
     if not trained:
         raise UserError("the optimizer has no parameters that require a gradient, so there is nothing to steer")
+    if any(hasattr(one, "device_mesh") or getattr(one, "_fsdp_flattened", False) for one in trained):
+        raise UserError(
+            "the optimizer's parameters are sharded (FSDP, DTensor), so no rank can measure or restore a whole one; a "
+            "controller works with DistributedDataParallel"
+        )
     rates = [group.get("lr") for group in optimizer.param_groups]
     if any(isinstance(rate, bool) or not isinstance(rate, int | float | torch.Tensor) for rate in rates):
         raise UserError(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,21 +9,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from trimtab.inner_training.guard import Health, Reason, in_words
-from trimtab.inner_training.live_events import LiveEvents
-from trimtab.inner_training.live_run import LiveRun, as_scalar, check_readable
+from trimtab.inner_training.guard import Reason, in_words
+from trimtab.inner_training.live_run import LiveRun, as_scalar
 from trimtab.inner_training.live_snapshot import LiveSnapshots
 from trimtab.inner_training.measurements import needs_of
 from trimtab.inner_training.module_parts import check_deadline
-from trimtab.inner_training.reading import Reading
 from trimtab.inner_training.signals import resolve_signals
 from trimtab.inner_training.steering import Move
 from trimtab.policies import attachment, audit_header
 from trimtab.policies.attachment import Attachment
 from trimtab.policies.audit import Audit
+from trimtab.policies.deciding import HELD, Decider, Outcome, Parts
 from trimtab.policies.listening import Listener
-from trimtab.policies.outcomes import Losses, ln_losses
 from trimtab.policies.plain import from_plain, to_plain
+from trimtab.policies.ranks import Ranks
+from trimtab.policies.together import RanksDecider
 from trimtab.policies.trail import Decision, Event, Trail
 
 
@@ -45,12 +44,11 @@ class Controller:
     (0.5, 0.1)
     """
 
-    def __init__(self, optimizer: torch.optim.Optimizer, settings: Attachment) -> None:
+    def __init__(self, optimizer: torch.optim.Optimizer, settings: Attachment, ranks: Ranks | None = None) -> None:
         self._optimizer, self._settings, self._policy = optimizer, settings, settings.policy
         self._moved = attachment.moved_by(settings.policy)
         signals = resolve_signals(self._policy.signals)
         self._steering = attachment.steering_of(settings, signals, optimizer)
-        self._val_loss: Tensor | float = math.nan
         self._decided_at, self._detached, self._enabled = 0, False, True
         self._snapshots = None
         if settings.mode == "act" and settings.guard.rollback:
@@ -60,15 +58,21 @@ class Controller:
         self._window = attachment.measuring_window(signals, settings.decide_every)
         self._run = LiveRun(optimizer, self._window, self._before_first_step)
         self._run.measure(needs_of(signals), settings.model)
-        self._events = LiveEvents(optimizer, self._snapshots, settings.mode == "act", self._run.hooks.safely)
         self._listener = Listener(self._policy, self._run.hooks.say)
         for what, said in attachment.remarks(signals, settings.model, optimizer).items():
             self._run.hooks.say(what, said)
         self._steering.reset(np.ones(1, dtype=bool), self._run.base(self._steering.levers))
         self._steering.available[0] = [self._run.available(lever) for lever in self._steering.levers]
+        parts = Parts(
+            settings=settings,
+            steering=self._steering,
+            run=self._run,
+            snapshots=self._snapshots,
+            listener=self._listener,
+        )
+        self._decider = Decider(parts, optimizer) if ranks is None else RanksDecider(parts, optimizer, ranks)
         self._between = Decision(False, self.multipliers, "between decisions", False)
         attachment.ATTACHED.add(optimizer)
-        self._decide(measure=False)
 
     def _before_first_step(self) -> None:
         if self._snapshots is not None and self._snapshots.empty:
@@ -93,7 +97,7 @@ class Controller:
         if self._detached:
             return self._between
         if val_loss is not None:
-            self._val_loss = as_scalar("val_loss", val_loss)
+            self._decider.val_loss = as_scalar("val_loss", val_loss)
         recorded = self._run.record(loss)
         if not recorded or self._run.steps - self._decided_at < self._settings.decide_every:
             return self._between
@@ -115,16 +119,27 @@ class Controller:
 
     @property
     def enabled(self) -> bool:
-        """False after ``switch_off``, and while the environment variable ``TRIMTAB_OFF`` is set (to anything but 0)."""
+        """False after ``switch_off``, and while the environment variable ``TRIMTAB_OFF`` is set (to anything but 0).
+
+        With several processes: whether it was on in all of them at the last decision.
+        """
+        return self._decider.enabled(self._wanted)
+
+    @property
+    def _wanted(self) -> bool:
         return self._enabled and not attachment.switched_off()
 
     def switch_off(self) -> None:
-        """From the next step on the run goes on by its own settings, as without a controller; nothing is forgotten."""
+        """From the next step on the run goes on by its own settings, as without a controller; nothing is forgotten.
+
+        With several processes: from the next decision on, in all of them.
+        """
         self._enabled = False
-        self._run.release()
+        if not self.enabled:
+            self._run.release()
 
     def switch_on(self) -> None:
-        """Takes the levers up again where they were, from the next step on."""
+        """Takes the levers up again where they were, from the next step on; with several processes, the next decision."""
         self._enabled = True
         if self.enabled and self._settings.mode == "act":
             self._run.apply(self._steering)
@@ -170,64 +185,29 @@ class Controller:
 
     # --- deciding -----------------------------------------------------------------------------------------------
 
+    def common(self) -> dict[str, Any]:
+        """What must be the same on all ranks."""
+        settings = self._settings
+        return {
+            **settings.identity(self._optimizer),
+            "total_steps": settings.total_steps,
+            "guard": settings.guard,
+            "stateful": [type(one).__name__ for one in settings.stateful],
+        }
+
+    def begin(self) -> None:
+        """Takes the first decision; ``attach`` calls it."""
+        self._decide(measure=False)
+
     def _decide(self, *, measure: bool) -> Decision:
         before, step = self.multipliers, self._run.steps
-        observation, losses, rolled_back = None, None, False
-        try:
-            if self.enabled:
-                reading = self._reading(measure)
-                rolled_back = self._follow(self._steering.assess(reading), reading)
-                losses = ln_losses(reading) if measure else None
-                observation, move = self._answer(reading)
-            else:
-                self._run.release()
-                move = self._steering.hold(Reason.SWITCHED_OFF)
-        except Exception as error:  # noqa: BLE001 - whatever it is, the training must not stop for it
-            self._run.hooks.say(
-                "decision", f"a decision of policy {self._policy.name!r} failed, so every lever holds: {error!r}"
-            )
-            move = self._steering.hold(Reason.FAULT)
+        outcome = self._decider.decide(measure=measure, wanted=self._wanted)
         self._decided_at = step
-        if measure:
-            self._run.next_interval()
-            self._run.hooks.safely("pulling to the anchor", self._events.anchor.pull)
-        fired = self._events.happen(event for event, runs in move.fired.items() if runs[0])
-        after = self._take_effect(move)
-        return self._note(step, observation, move, fired, before, after, losses, rolled_back)
-
-    def _reading(self, measure: bool) -> Reading:
-        val_loss, budget = math.nan, self._settings.total_steps
-        if measure:
-            val_loss, self._val_loss = float(self._val_loss), math.nan
-        return self._run.reading(self._steering.levers, budget, val_loss, measure=measure)
-
-    def _follow(self, health: Health, reading: Reading) -> bool:
-        """Does what the guard concluded, and says whether the run was rolled back."""
-        if self._snapshots is not None and health.rollback[0]:
-            self._snapshots.restore()
-            return True
-        if self._snapshots is not None and health.stable[0] and reading.measured is not None:
-            self._snapshots.take(self._run.steps)
-        return False
-
-    def _answer(self, reading: Reading) -> tuple[np.ndarray | None, Move]:
-        """What the policy saw and did; nothing, where it is not asked."""
-        if self._steering.guard.lost[0]:
-            return None, self._stand_back()
-        check_readable(reading, self._steering.signals)
-        observation = self._steering.observe(reading)
-        actions = self._listener.ask(observation)
-        if actions is None:
-            return observation, self._steering.hold(Reason.LATE)
-        return observation, self._steering.decide(actions, self._policy.levers)
-
-    def _stand_back(self) -> Move:
-        """A lost run is given back its base schedule."""
-        self._steering.multipliers[:] = 1.0
-        self._steering.guard.divergence.caution[:] = 1.0
-        if self._snapshots is not None:
-            self._snapshots.clear()
-        return self._steering.hold(Reason.LOST)
+        after = self._take_effect(outcome.move)
+        decision = self._note(step, outcome, before, after)
+        if self._decider.left:
+            self.detach()
+        return decision
 
     def _take_effect(self, move: Move) -> dict[str, float]:
         """Applies a move, or takes it back where it is only advice; gives the multipliers that it decided on."""
@@ -241,22 +221,13 @@ class Controller:
         self._steering.hold()
         return advised
 
-    def _note(
-        self,
-        step: int,
-        observation: np.ndarray | None,
-        move: Move,
-        fired: tuple[str, ...],
-        before: Mapping[str, float],
-        after: Mapping[str, float],
-        losses: Losses | None,
-        rolled_back: bool,
-    ) -> Decision:
+    def _note(self, step: int, outcome: Outcome, before: Mapping[str, float], after: Mapping[str, float]) -> Decision:
+        move, observation, fired = outcome.move, outcome.observation, outcome.fired
         codes = int(np.bitwise_or.reduce(move.reasons[0])) | int(move.refused[0])
-        codes |= Reason.ROLLED_BACK if rolled_back else 0
-        rolled_back, applied = rolled_back or "rollback" in fired, self.multipliers
+        codes |= Reason.ROLLED_BACK if outcome.rolled_back else 0
+        rolled_back, applied = outcome.rolled_back or "rollback" in fired, self.multipliers
         undone = self._named((move.reasons[0] & Reason.UNDONE) > 0)
-        answered = not codes & (Reason.FAULT | Reason.LOST | Reason.LATE | Reason.SWITCHED_OFF)
+        answered = not codes & HELD
         event = Event(
             step=step,
             observation=None if observation is None else observation[0],
@@ -267,7 +238,7 @@ class Controller:
             moved=bool((move.after != move.before).any()),
             guarded=in_words(codes),
             rolled_back=rolled_back,
-            losses=losses,
+            losses=outcome.losses,
             why=self._listener.why() if answered and observation is not None else "",
             fired=fired,
             undone=tuple(name for name, taken_back in undone.items() if taken_back),
@@ -291,7 +262,7 @@ class Controller:
             "lr_multiplier": rate,
             "effective_lr": [scheduled * rate for scheduled in self._run.scheduled_lr],
             "decided_at": self._decided_at,
-            "val_loss": float(self._val_loss),
+            "val_loss": float(self._decider.val_loss),
             "steering": self._steering.state_dict(),
             "policy_state": to_plain(self._listener.state),
             "run": self._run.state_dict(),
@@ -310,7 +281,7 @@ class Controller:
         self._listener.state = from_plain(state["policy_state"])
         self._run.load_state_dict(state["run"])
         self._trail.journal.load_state_dict(state["journal"])
-        self._decided_at, self._val_loss = int(state["decided_at"]), float(state["val_loss"])
+        self._decided_at, self._decider.val_loss = int(state["decided_at"]), float(state["val_loss"])
         if self._settings.mode == "act" and self.enabled:
             self._run.apply(self._steering)
         if self._snapshots is not None:

@@ -23,12 +23,14 @@ class Listener:
         state: of the policy.
         time_limit: seconds for an answer, None for no limit. The first answer may take longer, for a warm-up.
         late: answers that came too late.
+        finite: every number of the last answer was.
     """
 
     def __init__(self, policy: Policy, say: Callable[[str, str], None]) -> None:
         self.policy, self.state = policy, policy.init(1)
         self.time_limit: float | None = SECONDS
         self.late, self._asked, self._say = 0, False, say
+        self.finite = True
 
     def ask(self, observation: np.ndarray) -> np.ndarray | None:
         """The policy's action (1, L) float64; None when it came too late.
@@ -36,6 +38,7 @@ class Listener:
         Raises:
             ValueError: it is not of that shape.
         """
+        self.finite = True
         if self.late >= LATE_ANSWERS:
             return None
         began = time.monotonic()
@@ -52,7 +55,8 @@ class Listener:
         actions = np.asarray(proposed, dtype=np.float64)
         if actions.shape != (1, len(self.policy.levers)):
             raise ValueError(f"actions of shape {actions.shape} for 1 run and {len(self.policy.levers)} levers")
-        if np.isfinite(actions).all():  # else what a recurrent policy remembers may never be a number again
+        self.finite = bool(np.isfinite(actions).all())
+        if self.finite:  # else what a recurrent policy remembers may never be a number again
             self.state = state
         return actions
 

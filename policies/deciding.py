@@ -1,0 +1,154 @@
+"""One decision of a live run, up to its effect on the levers: judge, go back where the guard says so, ask the policy."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from trimtab.inner_training.guard import Health, Reason
+from trimtab.inner_training.live_events import LiveEvents
+from trimtab.inner_training.live_run import LiveRun, check_readable
+from trimtab.inner_training.live_snapshot import LiveSnapshots
+from trimtab.inner_training.reading import Reading
+from trimtab.inner_training.steering import Move, Steering
+from trimtab.policies.attachment import Attachment
+from trimtab.policies.listening import Listener
+from trimtab.policies.outcomes import Losses, ln_losses
+from trimtab.policies.ranks import initialized
+
+HELD = (
+    Reason.FAULT | Reason.LOST | Reason.LATE | Reason.SWITCHED_OFF | Reason.ABSTAINED | Reason.APART | Reason.PARTED
+)  # reasons for which the policy's answer, if there is one, is not used
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parts:
+    """What takes part in the decisions of one live run."""
+
+    settings: Attachment
+    steering: Steering
+    run: LiveRun
+    snapshots: LiveSnapshots | None
+    listener: Listener
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What was decided.
+
+    Attributes:
+        observation: (1, S) what the policy saw; None when it was not asked.
+        move: of the levers.
+        losses: those of the interval that has ended; None when none has, or they are not known.
+        rolled_back: the guard had the last stable moment restored.
+        fired: events that have happened.
+    """
+
+    observation: np.ndarray | None
+    move: Move
+    losses: Losses | None
+    rolled_back: bool
+    fired: tuple[str, ...] = ()
+
+
+class Decider:
+    """Decides for a run of one process.
+
+    Attributes:
+        val_loss: the validation loss that came since the last decision; NaN for none.
+        left: decisions are over.
+    """
+
+    def __init__(self, parts: Parts, optimizer: torch.optim.Optimizer) -> None:
+        self.settings, self.steering, self.run = parts.settings, parts.steering, parts.run
+        self.snapshots, self.listener = parts.snapshots, parts.listener
+        self.events = LiveEvents(optimizer, parts.snapshots, parts.settings.mode == "act", self.safely)
+        self.val_loss: Tensor | float = math.nan
+        self.left = False
+        self._by_choice = initialized()  # alone, although there are other processes
+
+    def safely(self, what: str, act: Callable[[], None]) -> None:
+        """Does something that the training goes on without; see ``StepHooks.safely``."""
+        self.run.hooks.safely(what, act)
+
+    def enabled(self, wanted: bool) -> bool:
+        """Whether the controller is switched on; ``wanted`` is what this process was told."""
+        return wanted
+
+    def decide(self, *, measure: bool, wanted: bool) -> Outcome:
+        """Takes a decision.
+
+        Args:
+            measure: an interval has ended.
+            wanted: the controller is not switched off.
+        """
+        observation, losses, rolled_back = None, None, False
+        if initialized() and not self._by_choice:
+            self.run.hooks.say("late ranks", "torch.distributed was initialised after trimtab.attach, so every process "
+                               "decides alone, and their weights will differ; attach after init_process_group")  # fmt: skip
+        try:
+            if self.enabled(wanted):
+                reading = self.reading(measure)
+                rolled_back = self._follow(self.steering.assess(reading), reading)
+                losses = ln_losses(reading) if measure else None
+                observation, move = self.answer(reading)
+            else:
+                self.run.release()
+                move = self.steering.hold(Reason.SWITCHED_OFF)
+        except Exception as error:  # noqa: BLE001 - whatever it is, the training must not stop for it
+            self.failed(error)
+            move = self.steering.hold(Reason.FAULT)
+        self.pass_on(measure)
+        fired = self.events.happen(event for event, runs in move.fired.items() if runs[0])
+        return Outcome(observation=observation, move=move, losses=losses, rolled_back=rolled_back, fired=fired)
+
+    def reading(self, measure: bool) -> Reading:
+        """Reads the run, with what the interval that has ended measured."""
+        val_loss, budget = math.nan, self.settings.total_steps
+        if measure:
+            val_loss, self.val_loss = float(self.val_loss), math.nan
+        return self.run.reading(self.steering.levers, budget, val_loss, measure=measure)
+
+    def _follow(self, health: Health, reading: Reading) -> bool:
+        """Does what the guard concluded, and says whether the run was rolled back."""
+        if self.snapshots is not None and health.rollback[0]:
+            self.snapshots.restore()
+            return True
+        if self.snapshots is not None and health.stable[0] and reading.measured is not None:
+            self.snapshots.take(self.run.steps)
+        return False
+
+    def answer(self, reading: Reading) -> tuple[np.ndarray | None, Move]:
+        """What the policy saw and did; nothing, where it is not asked."""
+        if self.steering.guard.lost[0]:
+            return None, self._stand_back()
+        check_readable(reading, self.steering.signals)
+        observation = self.steering.observe(reading)
+        actions = self.listener.ask(observation)
+        if actions is None:
+            return observation, self.steering.hold(Reason.LATE)
+        return observation, self.steering.decide(actions, self.settings.policy.levers)
+
+    def _stand_back(self) -> Move:
+        """A lost run is given back its base schedule."""
+        self.steering.multipliers[:] = 1.0
+        self.steering.guard.divergence.caution[:] = 1.0
+        if self.snapshots is not None:
+            self.snapshots.clear()
+        return self.steering.hold(Reason.LOST)
+
+    def failed(self, error: Exception) -> None:
+        """Says what went wrong in a decision."""
+        name = self.settings.policy.name
+        self.run.hooks.say("decision", f"a decision of policy {name!r} failed, so every lever holds: {error!r}")
+
+    def pass_on(self, measure: bool) -> None:
+        """An interval that has ended is done with."""
+        if measure:
+            self.run.next_interval()
+            self.safely("pulling to the anchor", self.events.anchor.pull)
