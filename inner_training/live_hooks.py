@@ -54,7 +54,7 @@ class StepHooks:
 
     def __init__(self, optimizer: torch.optim.Optimizer, moments: Moments) -> None:
         self.optimizer, self.moments = optimizer, moments
-        self._depth, self._skip = 0, False
+        self._depth, self._skip, self._inside = 0, False, False
         self._said: set[str] = set()
         self._handles = [
             optimizer.register_step_pre_hook(untraced(self._pre_hook)),
@@ -81,8 +81,9 @@ class StepHooks:
 
     def outside(self) -> None:
         """No step is under way, whatever it may have looked like."""
-        self._depth = 0
-        self.moments.outside()
+        if self._inside:
+            self._depth, self._inside = 0, False
+            self.moments.outside()
 
     def detach(self) -> None:
         """Removes the hooks and the wrapper, and lets go of the run, which may be large."""
@@ -103,7 +104,9 @@ class StepHooks:
         self._depth += 1
         if self._depth > 1:  # an optimizer whose step calls that of its parent class, which has hooks too
             return None
-        self.moments.outside()
+        if self._inside:
+            self.moments.outside()
+        self._inside = True
         found = getattr(optimizer, "found_inf", None)  # set by a gradient scaler whose fused kernel will skip
         self._skip = found is not None and bool(found.item())
         if self._skip:

@@ -23,6 +23,11 @@ def total_norm(tensors: Sequence[Tensor]) -> Tensor:
     return get_total_norm([wide(tensor) for tensor in tensors]).float()
 
 
+def may_exceed(norm: Tensor, clip: float) -> bool:
+    """Whether gradients of this norm have to be scaled; always True but on a CPU, where looking waits for nothing."""
+    return norm.device.type != "cpu" or not bool(norm + 1e-6 <= clip)  # a norm that is no number is not below it
+
+
 def inner_product(first: Sequence[Tensor | None], second: Sequence[Tensor | None]) -> Tensor | None:
     """Inner product of two lists of tensors of the same shapes (float32 scalar); None counts as zero."""
     pairs = [(a, b) for a, b in zip(first, second, strict=True) if a is not None and b is not None]

@@ -16,7 +16,7 @@ from trimtab.errors import UserError
 from trimtab.inner_training.levers import Lever
 from trimtab.inner_training.live_hooks import Moments, StepHooks
 from trimtab.inner_training.live_measure import LiveMeasurements
-from trimtab.inner_training.live_probe import LiveProbe, total_norm
+from trimtab.inner_training.live_probe import LiveProbe, may_exceed, total_norm
 from trimtab.inner_training.live_values import EffectiveValues, is_adaptive, moved_by, read_value
 from trimtab.inner_training.measurements import PROBE_EVERY
 from trimtab.inner_training.reading import Reading
@@ -46,11 +46,6 @@ def check_readable(reading: Reading, signals: Sequence[Signal]) -> None:
     mean = float(reading.losses().mean())
     if mean <= 0 and any(signal.group in LOGARITHMIC for signal in signals):
         raise ValueError(f"the mean loss is {mean:g}; signals read the logarithm of the loss, which must be above 0")
-
-
-def may_exceed(norm: Tensor, clip: float) -> bool:
-    """Whether gradients of this norm have to be scaled; always True but on a CPU, where looking waits for nothing."""
-    return norm.device.type != "cpu" or not bool(norm + 1e-6 <= clip)  # a norm that is no number is not below it
 
 
 class LiveRun:
@@ -111,16 +106,17 @@ class LiveRun:
             self.hooks.safely("the first snapshot", first)
         if math.isnan(self._began):
             self._began = time.monotonic()
-        self._values.scale_lr(self.lr_multiplier)
+        if self.lr_multiplier != 1.0:
+            self._values.scale_lr(self.lr_multiplier)
         for hyperparameter, effective in self._others:
             self._values.write(hyperparameter, effective)
         for hyperparameter, value, base in self._assigned:
             self._values.assign(hyperparameter, value, base)
 
     def _gradients(self) -> None:
-        self._further.close()
         clipping = self.clip != math.inf
-        if not (clipping or self.probe.samples(self.position) or self._further.due):
+        self._further.close()
+        if not (clipping or self._further.due or self.probe.samples(self.position)):
             return  # most steps; what follows would take as long as all the rest of them
         with torch.no_grad():
             parameters = self.parameters()

@@ -42,7 +42,7 @@ def attach(
         policy: a rule's name, ``"default"``, the path of a bundle, or a policy object.
         total_steps: optimizer steps of the whole run; None when unknown (rules that follow the budget need it).
         decide_every: optimizer steps between decisions; None for the policy's own, else 10 (a learned policy takes at
-            most about 100 decisions when ``total_steps`` is known, a schedule 500 to 1,000 in a run of 1,000 steps or more).
+            most about 100 decisions when ``total_steps`` is known, and so does a schedule in a run of 1,000 steps or more).
         mode: ``"act"``, or ``"advise"`` to decide and audit without touching anything.
         guard: None for the default guard, its settings, or False to keep its bounds and rate limits alone (no snapshots).
         stateful: scheduler, scaler, averaged weights, ...: objects to roll back with the model.

@@ -34,7 +34,10 @@ SWITCH = "TRIMTAB_OFF"  # environment variable that switches every controller of
 DECIDE_EVERY = 10  # optimizer steps per decision where neither the user nor the policy says otherwise
 ATTACHED: WeakSet[torch.optim.Optimizer] = WeakSet()  # optimizers that have a controller
 MOST_DECISIONS = 100  # of a learned policy in one run: about as many as the longest runs of training had
-STAIRS = 500  # of a schedule, at least, where deciding at every step would cost more than it tells
+EXACT_UNTIL = (
+    1000  # steps of a run, whose schedule decides at every step; at each of a longer one that would cost too much
+)
+STAIRS = 100  # of a schedule in a longer run, at least
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,15 +77,15 @@ def decision_period(policy: Policy, total_steps: int | None) -> int:
     """Optimizer steps between decisions where the user leaves them to the policy.
 
     A learned policy knows runs of at most about ``MOST_DECISIONS`` decisions, so it decides less often in a longer one. A
-    policy that wants every step, as a schedule does, has ``STAIRS`` decisions or a few more in a longer run.
+    policy that wants every step, as a schedule does, has 100 decisions or a few more in a run of 1,000 steps or more.
 
     >>> from trimtab.policies.registry import load_policy
     >>> decision_period(load_policy("cosine"), 900), decision_period(load_policy("cosine"), 50_000)
-    (1, 100)
+    (1, 500)
     """
     own = policy.decide_every or DECIDE_EVERY
     if own == 1 and total_steps is not None:
-        return max(1, total_steps // STAIRS)
+        return 1 if total_steps < EXACT_UNTIL else total_steps // STAIRS
     if isinstance(policy, LearnedPolicy) and total_steps is not None:
         return max(own, math.ceil(total_steps / MOST_DECISIONS))
     return own
