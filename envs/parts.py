@@ -80,6 +80,8 @@ class GuardSettings(Part):
     backoff: Number = Field(default=0.3, gt=0, le=1)
     recovery: Number = Field(default=GuardConfig.recovery, ge=1, le=100)
     explosion: Number = Field(default=10.0, gt=1, le=1e6)
+    setback: Number | None = Field(default=GuardConfig.setback, gt=0, le=100)
+    patience: Whole = Field(default=GuardConfig.patience, ge=1, le=10**6)
     curvature_share: Number | None = Field(default=None, gt=0, le=1)
     decay_power: Number | None = Field(default=None, gt=0.5, le=1)
     decay_factor: Number = Field(default=10.0, gt=0, le=1e4)

@@ -256,8 +256,12 @@ class Disturber:
 
     def write(self, runs: Sequence[int], instances: Sequence[Instance]) -> None:
         """Draws the events of ``instances``, which start in ``runs``."""
-        for run, instance in zip(runs, instances, strict=True):
-            self.events[run] = draw_events(self.settings, instance.seed, instance.steps)
+        self.plan(runs, [draw_events(self.settings, instance.seed, instance.steps) for instance in instances])
+
+    def plan(self, runs: Sequence[int], events: Sequence[tuple[Event, ...]]) -> None:
+        """Puts ``events[i]`` in the place of those that await run ``runs[i]``; their kinds must be among ``kinds``."""
+        for run, planned in zip(runs, events, strict=True):
+            self.events[run] = planned
         most = max(len(events) for events in self.events)
         table = np.zeros((4, len(self.events), most))
         for run, events in enumerate(self.events):

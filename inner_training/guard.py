@@ -14,6 +14,7 @@ from trimtab.inner_training.guard_config import REASON_WORDS, GuardConfig, Reaso
 from trimtab.inner_training.levers import Lever
 from trimtab.inner_training.moderation import Moderation
 from trimtab.inner_training.reading import Reading
+from trimtab.inner_training.setbacks import Setbacks, Usual
 from trimtab.inner_training.trials import Trials
 
 __all__ = ["REASON_WORDS", "Guard", "GuardConfig", "Health", "Reason", "in_words"]
@@ -74,7 +75,7 @@ class Guard:
         """Judges the interval just finished (see ``Divergence.judge``); before the first one there is nothing to judge."""
         nothing = np.zeros(reading.num_runs, dtype=bool)
         if reading.measured is None:
-            return Health(stable=~self.lost, rollback=nothing, lost=self.lost.copy())
+            return Health(stable=~self.lost, rollback=nothing, kept=nothing, resumed=nothing, lost=self.lost.copy())
         health = self.divergence.judge(reading)
         self.moderation.pass_on(health.rollback)
         for rest in self._since.values():
@@ -165,8 +166,16 @@ class Guard:
         return permitted, reason
 
     @property
-    def _parts(self) -> dict[str, Divergence | Moderation | Trials]:
-        return {"divergence": self.divergence, "moderation": self.moderation, "trials": self.trials}
+    def _parts(self) -> dict[str, Divergence | Setbacks | Usual | Moderation | Trials]:
+        setbacks = self.divergence.setbacks
+        return {
+            "divergence": self.divergence,
+            "setbacks": setbacks,
+            "train_loss": setbacks.train,
+            "val_loss": setbacks.val,
+            "moderation": self.moderation,
+            "trials": self.trials,
+        }
 
     def state_dict(self) -> dict[str, Any]:
         """Plain lists."""
@@ -177,8 +186,9 @@ class Guard:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restores what ``state_dict`` gave."""
         for name, part in self._parts.items():
-            for array in part.ARRAYS:
-                setattr(part, array, np.asarray(state[name][array], dtype=getattr(part, array).dtype))
+            held = state.get(name, {})  # earlier versions had fewer
+            for array in (one for one in part.ARRAYS if one in held):
+                setattr(part, array, np.asarray(held[array], dtype=getattr(part, array).dtype))
         self._since = {name: np.asarray(rest, dtype=np.int64) for name, rest in state["events"].items()}
         self.ceiling = np.asarray(state["ceiling"], dtype=np.float64)
         self._curvature = np.asarray(state["curvature"], dtype=np.float64)

@@ -84,6 +84,8 @@ LIMITS: dict[str, tuple[float, float]] = {
     "backoff": (1e-9, 1),
     "recovery": (1, 100),
     "explosion": (1 + 1e-9, 1e6),
+    "setback": (1e-9, 100),
+    "patience": (1, 10**6),
     "curvature_share": (1e-300, 1),
     "decay_power": (0.5 + 1e-9, 1),
     "decay_factor": (1e-9, 1e4),
@@ -119,6 +121,9 @@ class GuardConfig:
             at which the run has diverged once more; >= 1, 1 never gives it back.
         explosion: a run has diverged when the mean loss of an interval exceeds this factor times the larger of
             its first loss and its long-term average (of its magnitude, where that is negative); > 1.
+        setback: sudden rise of the ln loss, over an interval, at which the last stable snapshot is tried
+            (``setbacks.Setbacks``), > 0; None is never.
+        patience: decisions for which the moment before a setback is kept, >= 1.
         curvature_share: holds the learning rate of SGD below this share, in (0, 1], of what the measured curvature
             allows (``envelope.curvature_ceiling``); None is no such ceiling.
         decay_power: holds the learning rate below a ceiling that decays with this power, in (0.5, 1]
@@ -147,6 +152,8 @@ class GuardConfig:
     backoff: float = 0.3
     recovery: float = 1.2
     explosion: float = 10.0
+    setback: float | None = 0.4
+    patience: int = 15
     curvature_share: float | None = None
     decay_power: float | None = None
     decay_factor: float = 10.0

@@ -291,13 +291,24 @@ class ModuleRun:
         if mask[0] and now.snapshots is not None:
             now.snapshots.take(now.live.steps)
 
-    def restore(self, mask: np.ndarray) -> None:
-        """Puts the run back to its last confirmed moment where ``mask`` (bool, (1,)) says so."""
+    def restore(self, mask: np.ndarray, keep: np.ndarray | None = None) -> None:
+        """Puts the run back to its last confirmed moment where ``mask`` (bool, (1,)) says so.
+
+        What it gives up by that is kept for ``resume`` where ``keep`` (bool, (1,)) says so.
+        """
+        if mask[0]:
+            self._kept().restore(self._now().live.steps if keep is not None and keep[0] else None)
+
+    def resume(self, mask: np.ndarray) -> None:
+        """Puts the run to what it gave up by ``restore`` where ``mask`` (bool, (1,)) says so."""
+        if mask[0]:
+            self._kept().resume()
+
+    def _kept(self) -> LiveSnapshots:
         snapshots = self._now().snapshots
-        if mask[0] and snapshots is None:
+        if snapshots is None:
             raise MismatchError(f"{self._what} keeps no snapshots; choose another place for them than 'off'")
-        if mask[0] and snapshots is not None:
-            snapshots.restore()
+        return snapshots
 
     def fire(self, event: str, mask: np.ndarray) -> None:
         """Does what an event (see ``events``) does to the run where ``mask`` (bool, (1,)) says so."""

@@ -280,10 +280,18 @@ class Population:
         if mask.any():
             self._ring.take(self._learner, mask)
 
-    def restore(self, mask: np.ndarray) -> None:
-        """Puts parameters and optimizer state of the runs in ``mask`` back to their last confirmed moment."""
+    def restore(self, mask: np.ndarray, keep: np.ndarray | None = None) -> None:
+        """Puts parameters and optimizer state of the runs in ``mask`` back to their last confirmed moment.
+
+        What the runs in ``keep`` (bool, (N,)) give up by that is kept for ``resume``.
+        """
         if mask.any():
-            self._learner = self._ring.restore(self._learner, mask)
+            self._learner = self._ring.restore(self._learner, mask, keep)
+
+    def resume(self, mask: np.ndarray) -> None:
+        """Puts the runs in ``mask`` to what they gave up by ``restore``."""
+        if mask.any():
+            self._learner = self._ring.resume(self._learner, mask)
 
     def fire(self, event: str, mask: np.ndarray) -> None:
         """Does what an event (see ``events``) does to the runs in ``mask`` (bool, (N,))."""

@@ -204,7 +204,10 @@ class Controller:
     def _follow(self, health: Health, reading: Reading) -> bool:
         """Does what the guard concluded, and says whether the run was rolled back."""
         if self._snapshots is not None and health.rollback[0]:
-            self._snapshots.restore()
+            if health.resumed[0]:
+                self._snapshots.resume()
+            else:
+                self._snapshots.restore(self._run.steps if health.kept[0] else None)
             return True
         if self._snapshots is not None and health.stable[0] and reading.measured is not None:
             self._snapshots.take(self._run.steps)
