@@ -27,6 +27,7 @@ class Guard:
         divergence: judges the runs; its ``caution`` (N,) is the factor on the learning rate that rollbacks leave behind.
         moderation: what becomes of proposed moves.
         trials: moves that may yet be taken back.
+        trying: (N,) bool, runs in which a stable moment is being tried after a setback, or has just been given up again.
         ceiling: (N,) the envelope's limit on the factor by which the scheduled learning rate is multiplied; infinite
             without an envelope.
     """
@@ -38,13 +39,14 @@ class Guard:
         self.trials = Trials(config.trial, config.trial_rise, num_runs, len(self.levers))
         self.ceiling = np.full(num_runs, np.inf)
         self._curvature = np.full(num_runs, np.nan)
+        self.trying = np.zeros(num_runs, dtype=bool)
         self._since: dict[str, np.ndarray] = {}  # decisions that each event still rests
 
     def reset(self, mask: np.ndarray) -> None:
         """Starts the runs in ``mask`` (bool, (N,)) afresh."""
         for part in self._parts.values():
             part.reset(mask)
-        self._curvature[mask], self.ceiling[mask] = np.nan, np.inf
+        self._curvature[mask], self.ceiling[mask], self.trying[mask] = np.nan, np.inf, False
         for rest in self._since.values():
             rest[mask] = 0
 
@@ -77,7 +79,8 @@ class Guard:
         if reading.measured is None:
             return Health(stable=~self.lost, rollback=nothing, kept=nothing, resumed=nothing, lost=self.lost.copy())
         health = self.divergence.judge(reading)
-        self.moderation.pass_on(health.rollback)
+        self.trying = health.kept | health.resumed
+        self.moderation.pass_on(health.rollback & ~self.trying)
         for rest in self._since.values():
             np.maximum(rest - 1, 0, out=rest)
         self.trials.note(self.divergence.mean, health.stable, health.rollback)
@@ -122,7 +125,9 @@ class Guard:
             multiplier bit for bit.
         """
         moving = governed & ~targets
-        moves, reasons = self.moderation.moderate(np.where(moving, actions, 0.0), available & ~self.lost[:, None])
+        asked = np.where(moving & ~self.trying[:, None], actions, 0.0)
+        moves, reasons = self.moderation.moderate(asked, available & ~self.lost[:, None])
+        reasons |= np.where(moving & (actions != 0) & self.trying[:, None], Reason.TRYING, 0)
         after, lost = multipliers.copy(), self.lost
         for column, lever in enumerate(self.levers):
             after[:, column], reason = _limited(

@@ -32,6 +32,7 @@ class Reason(IntFlag):
     LATE = 131072
     SWITCHED_OFF = 262144
     SPENT = 524288
+    TRYING = 1048576
 
 
 REASON_WORDS: dict[Reason, str] = {
@@ -54,6 +55,7 @@ REASON_WORDS: dict[Reason, str] = {
     Reason.OUT_OF_RANGE: "the signals lie outside what the policy met in training, so every lever holds",
     Reason.LATE: "the policy took longer than its time limit, so every lever holds",
     Reason.SPENT: "the rollback that was asked for is not in the budget",
+    Reason.TRYING: "the loss rose suddenly and a stable moment is being tried, so the lever holds",
     Reason.SWITCHED_OFF: "the controller is switched off, so the run goes on by its own settings",
 }
 

@@ -12,6 +12,7 @@ WIDTHS = 4.0  # usual changes above the usual loss that are no chance
 AFTER = 3  # intervals before a level is known
 FALL = 0.5  # share of the way back to where it was that a loss falls when bad data are over
 MOST = 3  # times that a setback of the validation loss alone is undone
+MOST_DOUBT = 3
 CALM, TRIED, OPEN = 0, 1, 2
 
 
@@ -104,26 +105,27 @@ class Setbacks:
         kept: (N,) bool, what was given up is still there.
     """
 
-    ARRAYS = ("phase", "age", "tries", "wait", "peak", "kept")
+    ARRAYS = ("phase", "age", "tries", "wait", "peak", "kept", "doubt")
 
     def __init__(self, rise: float | None, patience: int, num_runs: int) -> None:
         self._rise, self._patience = np.inf if rise is None else rise, patience
         self.train, self.val = Usual(num_runs), Usual(num_runs)
         self.peak, self.kept = np.full(num_runs, np.nan), np.zeros(num_runs, dtype=bool)
-        self.phase, self.age, self.tries, self.wait = (np.zeros(num_runs, dtype=np.int64) for _ in range(4))
+        self.phase, self.age, self.tries, self.wait, self.doubt = (np.zeros(num_runs, dtype=np.int64) for _ in range(5))
 
     def reset(self, mask: np.ndarray) -> None:
         """Forgets the runs in ``mask`` (bool, (N,))."""
         for one in (self.train, self.val):
             one.reset(mask)
         self.peak[mask] = np.nan
-        for name in ("phase", "age", "tries", "wait", "kept"):
+        for name in ("phase", "age", "tries", "wait", "kept", "doubt"):
             getattr(self, name)[mask] = 0
 
     def blames_data(self, losses: np.ndarray, live: np.ndarray) -> np.ndarray:
         """(N,) bool, runs whose restored moment did no better before it had made a step; ``losses`` as in ``judge``."""
         height = _ln_mean(losses[: max(len(losses) // 4, 1)]) - self.train.before
-        blamed: np.ndarray = live & (self.phase == TRIED) & (height > self.train.wide(self._rise) / 2)
+        known = live & (self.phase == TRIED) & (self.train.seen >= AFTER)
+        blamed: np.ndarray = known & (height > self.train.wide(self._rise) / 2)
         return blamed
 
     def judge(
@@ -149,16 +151,22 @@ class Setbacks:
         begun = possible & calm & (high | worse)
         again = possible & tried & ~data & high
         spared = possible & tried & ~data & worse & ~high & (self.tries < MOST)
-        peek = possible & ((tried & data & fallen) | (still & (fallen | ((high | worse) & (self.age >= self.wait)))))
-        rollback = begun | again | spared | peek
+        due = (high | worse) & (self.age >= self.wait)
+        peek = possible & ((tried & data & fallen) | (still & ((fallen & (self.doubt == 0)) | due)))
+        wary = begun & (self.doubt > 0)
+        rollback = (begun & ~wary) | again | spared | peek
         resumed = usable & tried & data & ~rollback & self.kept
-        kept = begun | (peek & still)
+        kept = (begun & ~wary) | (peek & still)
         self._start(begun | (calm & live & diverged & possible))
         back = rollback | (live & diverged & possible)
-        opened = usable & ~back & ((tried & data) | (still & (high | worse)))
+        opened = usable & ~back & ((tried & data) | (still & (high | worse)) | wary)
         worn = (opened & (self.age > self._patience)) | (usable & tried & worse & ~high & ~data & ~back)
+        worn |= usable & tried & (self.train.seen < AFTER)
         self.tries += back
-        self.wait = np.where(tried & opened, self.age + np.maximum(2, self.age // 2), self.wait)
+        self.wait[wary] = 2 ** (1 + self.doubt[wary])
+        self.doubt = np.minimum(np.where(still & ~back & (~opened | worn), self.doubt + 1, self.doubt), MOST_DOUBT)
+        self.doubt[usable & tried & ~back & ~data & ~worn] = 0
+        self.wait = np.where(tried & opened, 2 * self.age + 2, self.wait)
         self.kept = np.where(back, self.kept | kept, False)
         self.phase = np.where(back, TRIED, np.where(opened & ~worn, OPEN, CALM))
         self.age += self.phase != CALM

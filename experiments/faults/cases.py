@@ -11,7 +11,7 @@ from trimtab.inner_training.disturbances import DISTURBANCES, Event
 from trimtab.inner_training.task import Instance, TaskFamily
 from trimtab.inner_training.tasks import FAMILIES
 
-STEPS, BATCH = 500, 16  # budget, and examples per step at most, of the runs that faults befall
+STEPS, BATCH = 400, 16  # budget, and examples per step at most, of the runs that faults befall
 EARLIEST, LATEST = 0.2, 0.6  # share of the budget at which a fault begins
 LASTING = "data-shift"
 HARMLESS = ("lost-steps", "slow-steps")  # nothing of them can be undone

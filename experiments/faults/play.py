@@ -117,7 +117,7 @@ class Arena:
             replace(instance, traits={**instance.traits, "plan": plan, "place": place})
             for place, (instance, plan) in enumerate(zip(instances, plans, strict=True))
         ]
-        trial = Trial(episodes, marked, policy)
+        trial = Trial(episodes, marked, policy, best=False)
         trial.play()
         return Played(
             first=episodes.first,
