@@ -266,6 +266,11 @@ class Populations:
         for member, block in self._pairs():
             member.fire(event, mask[block])
 
+    def confirm(self, mask: np.ndarray) -> None:
+        """Makes the newest snapshot of the runs in ``mask`` their last confirmed moment."""
+        for member, block in self._pairs():
+            member.confirm(mask[block])
+
     def restore(self, mask: np.ndarray, keep: np.ndarray | None = None) -> None:
         """Puts the runs in ``mask`` back to their last confirmed moment; those in ``keep`` may be resumed."""
         for member, block in self._pairs():

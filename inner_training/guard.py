@@ -71,13 +71,13 @@ class Guard:
         budget = self.config.rollback_budget
         if not self.config.rollback or budget == 0:
             return np.zeros(len(self.rollbacks))
-        return 1 - self.rollbacks / budget
+        return 1 - self.divergence.spent / budget
 
     def inspect(self, reading: Reading) -> Health:
         """Judges the interval just finished (see ``Divergence.judge``); before the first one there is nothing to judge."""
         nothing = np.zeros(reading.num_runs, dtype=bool)
         if reading.measured is None:
-            return Health(stable=~self.lost, rollback=nothing, kept=nothing, resumed=nothing, lost=self.lost.copy())
+            return Health(~self.lost, nothing, nothing, nothing, nothing, self.lost.copy())
         health = self.divergence.judge(reading)
         self.trying = health.kept | health.resumed
         self.moderation.pass_on(health.rollback & ~self.trying)
@@ -159,7 +159,7 @@ class Guard:
         rest = self._since.setdefault(name, np.zeros(len(wanted), dtype=np.int64))
         possible = np.ones(len(wanted), dtype=bool)
         if name == "rollback":
-            possible &= self.config.rollback & (self.rollbacks < self.config.rollback_budget)
+            possible &= self.config.rollback & (self.divergence.spent < self.config.rollback_budget)
         permitted = wanted & possible & ~self.lost & (rest == 0)
         rest[permitted] = REST
         if name == "rollback":

@@ -83,6 +83,7 @@ LIMITS: dict[str, tuple[float, float]] = {
     "range_margin": (1e-9, 2),
     "range_share": (1e-9, 1),
     "rollback_budget": (0, 1000),
+    "renewal": (1, 10**9),
     "backoff": (1e-9, 1),
     "recovery": (1, 100),
     "explosion": (1 + 1e-9, 1e6),
@@ -117,7 +118,8 @@ class GuardConfig:
             the signal; None never does.
         range_share: share of its signals beyond their ranges from which a policy is not listened to, in (0, 1].
         rollback: restore the last stable snapshot when a run diverges.
-        rollback_budget: rollbacks allowed per run, >= 0.
+        rollback_budget: rollbacks allowed per run, >= 0; half of them for setbacks.
+        renewal: calm intervals after which one of them is given back, >= 1; None never does.
         backoff: factor on the learning rate after each rollback, in (0, 1].
         recovery: factor on that factor at each decision, after ``aftermath`` calm ones, until it is 1 again, or the rate
             at which the run has diverged once more; >= 1, 1 never gives it back.
@@ -151,6 +153,7 @@ class GuardConfig:
     range_share: float = 0.3
     rollback: bool = True
     rollback_budget: int = 4
+    renewal: int | None = 50
     backoff: float = 0.3
     recovery: float = 1.2
     explosion: float = 10.0

@@ -159,6 +159,11 @@ class LiveSnapshots:
             others=[copy.deepcopy(other.state_dict()) for other in self._stateful],
         )
 
+    def confirm(self) -> None:
+        """Confirms the candidate, unless it is what was given up."""
+        if self._candidate is not None and not self._given_up:
+            self._confirmed = self._candidate
+
     def _keep(self, step: int) -> None:
         """Makes the present the candidate, in the memory of the one before."""
         self._candidate = self._present(step, None if self._candidate is self._confirmed else self._candidate)

@@ -291,6 +291,11 @@ class ModuleRun:
         if mask[0] and now.snapshots is not None:
             now.snapshots.take(now.live.steps)
 
+    def confirm(self, mask: np.ndarray) -> None:
+        """Makes the newest snapshot the last confirmed moment where ``mask`` (bool, (1,)) says so."""
+        if mask[0]:
+            self._kept().confirm()
+
     def restore(self, mask: np.ndarray, keep: np.ndarray | None = None) -> None:
         """Puts the run back to its last confirmed moment where ``mask`` (bool, (1,)) says so.
 

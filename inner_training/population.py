@@ -280,6 +280,11 @@ class Population:
         if mask.any():
             self._ring.take(self._learner, mask)
 
+    def confirm(self, mask: np.ndarray) -> None:
+        """Makes the newest snapshot of the runs in ``mask`` their last confirmed moment."""
+        if mask.any():
+            self._ring.confirm(mask)
+
     def restore(self, mask: np.ndarray, keep: np.ndarray | None = None) -> None:
         """Puts parameters and optimizer state of the runs in ``mask`` back to their last confirmed moment.
 

@@ -6,13 +6,17 @@ from typing import NamedTuple
 
 import numpy as np
 
-LEVEL, SPREAD = 0.5, 0.9  # decays per decision of the usual ln loss, and of its usual change from one decision to the next
+FALLING, RISING = 0.5, 0.8  # decays per decision of the usual ln loss, which follows a loss down sooner than up
+SPREAD = 0.9  # the same of its usual change from one decision to the next
 FIRST = 0.05  # of the usual change, until it is known
 WIDTHS = 4.0  # usual changes above the usual loss that are no chance
 AFTER = 3  # intervals before a level is known
 FALL = 0.5  # share of the way back to where it was that a loss falls when bad data are over
+DATA = 0.75  # share of that, above which the first losses of a moment that is tried are those of other data
+REST = 0.25  # share of the rise that is left when a setback ends by itself, above which the moment before is better
 MOST = 3  # times that a setback of the validation loss alone is undone
 MOST_DOUBT = 3
+NEVER = 10**9
 CALM, TRIED, OPEN = 0, 1, 2
 
 
@@ -25,6 +29,7 @@ class Verdict(NamedTuple):
         resumed: what was given up is to be taken up again.
         again: the loss rose once more from the stable moment: the rate is to blame.
         unsure: this moment must not become a snapshot.
+        sound: the newest snapshot has been confirmed by the first losses after it.
     """
 
     rollback: np.ndarray
@@ -32,6 +37,7 @@ class Verdict(NamedTuple):
     resumed: np.ndarray
     again: np.ndarray
     unsure: np.ndarray
+    sound: np.ndarray
 
 
 class Usual:
@@ -71,7 +77,8 @@ class Usual:
         change = np.abs(value - self.last)
         known = where & np.isfinite(change)
         self.spread[known] = (SPREAD * self.spread + (1 - SPREAD) * change)[known]
-        level = np.where(np.isnan(self.level), value, LEVEL * self.level + (1 - LEVEL) * value)
+        decay = np.where(value > self.level, RISING, FALLING)
+        level = np.where(np.isnan(self.level), value, decay * self.level + (1 - decay) * value)
         self.level[where], self.last[where] = level[where], value[where]
         self.seen += where
 
@@ -123,13 +130,19 @@ class Setbacks:
 
     def blames_data(self, losses: np.ndarray, live: np.ndarray) -> np.ndarray:
         """(N,) bool, runs whose restored moment did no better before it had made a step; ``losses`` as in ``judge``."""
-        height = _ln_mean(losses[: max(len(losses) // 4, 1)]) - self.train.before
+        height = _ln_mean(losses[: max(len(losses) // 3, 1)]) - self.train.before
         known = live & (self.phase == TRIED) & (self.train.seen >= AFTER)
-        blamed: np.ndarray = known & (height > self.train.wide(self._rise) / 2)
+        blamed: np.ndarray = known & (height > DATA * self.train.wide(self._rise))
         return blamed
 
     def judge(
-        self, losses: np.ndarray, val_loss: np.ndarray, live: np.ndarray, diverged: np.ndarray, possible: np.ndarray
+        self,
+        losses: np.ndarray,
+        val_loss: np.ndarray,
+        live: np.ndarray,
+        put_back: np.ndarray,
+        diverged: np.ndarray,
+        possible: np.ndarray,
     ) -> Verdict:
         """Judges the interval just finished.
 
@@ -137,10 +150,11 @@ class Setbacks:
             losses: (K, N) of its steps.
             val_loss: (N,) at its end, NaN where unknown.
             live: (N,) bool, runs to judge.
-            diverged: (N,) bool, runs that have diverged; where ``possible`` they are rolled back for it.
-            possible: (N,) bool, runs that may be rolled back.
+            put_back: (N,) bool, runs that are rolled back because they have diverged.
+            diverged: (N,) bool, runs that have.
+            possible: (N,) bool, runs that may be rolled back for a setback.
         """
-        begins, ends = _ln_mean(losses[: max(len(losses) // 4, 1)]), _ln_mean(losses[len(losses) // 2 :])
+        begins, ends = _ln_mean(losses[: max(len(losses) // 3, 1)]), _ln_mean(losses[len(losses) // 2 :])
         val, usable = _ln_mean(val_loss[None]), live & ~diverged & np.isfinite(ends)
         calm, tried, still = (self.phase == one for one in (CALM, TRIED, OPEN))
         data = self.blames_data(losses, live)
@@ -152,13 +166,16 @@ class Setbacks:
         again = possible & tried & ~data & high
         spared = possible & tried & ~data & worse & ~high & (self.tries < MOST)
         due = (high | worse) & (self.age >= self.wait)
-        peek = possible & ((tried & data & fallen) | (still & ((fallen & (self.doubt == 0)) | due)))
+        rest = np.fmax(ends - self.train.before, val - self.val.before) > REST * self._rise
+        closing = ~(high | worse) & rest & (self.wait < NEVER)
+        peek = possible & ((tried & data & fallen) | (still & (((fallen | closing) & (self.doubt == 0)) | due)))
         wary = begun & (self.doubt > 0)
         rollback = (begun & ~wary) | again | spared | peek
         resumed = usable & tried & data & ~rollback & self.kept
         kept = (begun & ~wary) | (peek & still)
-        self._start(begun | (calm & live & diverged & possible))
-        back = rollback | (live & diverged & possible)
+        sound = calm & (self.train.seen >= AFTER) & (begins - self.train.level < self.train.wide(self._rise) / 2)
+        self._start(begun | (calm & put_back))
+        back = rollback | put_back
         opened = usable & ~back & ((tried & data) | (still & (high | worse)) | wary)
         worn = (opened & (self.age > self._patience)) | (usable & tried & worse & ~high & ~data & ~back)
         worn |= usable & tried & (self.train.seen < AFTER)
@@ -166,7 +183,8 @@ class Setbacks:
         self.wait[wary] = 2 ** (1 + self.doubt[wary])
         self.doubt = np.minimum(np.where(still & ~back & (~opened | worn), self.doubt + 1, self.doubt), MOST_DOUBT)
         self.doubt[usable & tried & ~back & ~data & ~worn] = 0
-        self.wait = np.where(tried & opened, 2 * self.age + 2, self.wait)
+        self.wait = np.where(tried & opened & (self.wait < NEVER), self.age + self.age // 2 + 2, self.wait)
+        self.wait[peek & closing] = NEVER
         self.kept = np.where(back, self.kept | kept, False)
         self.phase = np.where(back, TRIED, np.where(opened & ~worn, OPEN, CALM))
         self.age += self.phase != CALM
@@ -174,12 +192,12 @@ class Setbacks:
         for one, value in ((self.train, ends), (self.val, val)):
             one.learn(value, usable & (self.phase == CALM) & ~worn)
             one.accept(value, worn)
-        return Verdict(rollback, kept, resumed, again, high | worse | (self.phase == OPEN))
+        return Verdict(rollback, kept, resumed, again, high | worse | (self.phase == OPEN), sound)
 
     def _start(self, begun: np.ndarray) -> None:
         for one in (self.train, self.val):
             one.before[begun] = one.level[begun]
-        self.age[begun], self.tries[begun], self.kept[begun] = 0, 0, False
+        self.age[begun], self.tries[begun], self.wait[begun], self.kept[begun] = 0, 0, 0, False
 
 
 def _ln_mean(losses: np.ndarray) -> np.ndarray:

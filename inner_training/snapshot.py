@@ -49,6 +49,11 @@ class SnapshotRing:
         self._candidate = self._candidate.merged(learner, self._on_device(learner, mask))
         self._given_up &= ~mask
 
+    def confirm(self, mask: np.ndarray) -> None:
+        """Confirms the candidate of the runs in ``mask`` (bool, (N,), host), unless it is what was given up."""
+        chosen = self._on_device(self._candidate, mask & ~self._given_up)
+        self._confirmed = self._confirmed.merged(self._candidate, chosen)
+
     @property
     def stable(self) -> Learner:
         """The confirmed moment of every run."""

@@ -204,6 +204,8 @@ class Controller:
     def _follow(self, health: Health, reading: Reading) -> bool:
         """Does what the guard concluded, and says whether the run was rolled back."""
         if self._snapshots is not None and health.rollback[0]:
+            if health.sound[0]:
+                self._snapshots.confirm()
             if health.resumed[0]:
                 self._snapshots.resume()
             else:
