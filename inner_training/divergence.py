@@ -117,7 +117,10 @@ class Divergence:
         diverged = live & (~finite | exploded) & ~shifted
         possible = config.rollback & (self.spent < config.rollback_budget)
         spare = config.rollback & (self.spent < config.rollback_budget // 2)  # the rest is for what cannot go on
-        setback = self.setbacks.judge(measured.losses, reading.val_loss, live, diverged & possible, diverged, spare)
+        sound = self.setbacks.confirms(measured.losses)
+        setback = self.setbacks.judge(
+            measured.losses, reading.val_loss, live, diverged, diverged & possible, spare
+        )
         self._give_back(shifted)
         self.first[live] = first[live]
         calm = live & ~diverged & ~setback.rollback
@@ -139,7 +142,7 @@ class Divergence:
         return Health(
             stable=calm & ~setback.unsure & ~setback.resumed,
             rollback=rollback | setback.resumed,
-            sound=setback.sound & rollback & (sudden | setback.rollback),
+            sound=sound & rollback & (sudden | setback.rollback),
             kept=setback.kept,
             resumed=setback.resumed,
             lost=self.lost.copy(),

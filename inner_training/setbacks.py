@@ -11,11 +11,12 @@ SPREAD = 0.9  # the same of its usual change from one decision to the next
 FIRST = 0.05  # of the usual change, until it is known
 WIDTHS = 4.0  # usual changes above the usual loss that are no chance
 AFTER = 3  # intervals before a level is known
-FALL = 0.5  # share of the way back to where it was that a loss falls when bad data are over
-DATA = 0.75  # share of that, above which the first losses of a moment that is tried are those of other data
-REST = 0.25  # share of the rise that is left when a setback ends by itself, above which the moment before is better
+DATA = 0.75  # share of such a height, above which the first losses of a moment that is tried are those of other data
+FALL = 0.5  # share of the way back to where it was that a loss falls at once when bad data are over
+LEFT = 0.25  # share of the rise that is left when a setback ends by itself, above which the moment before is better
 MOST = 3  # times that a setback of the validation loss alone is undone
 MOST_DOUBT = 3
+WARY = 8  # decisions per doubt, for which a moment is not tried
 NEVER = 10**9
 CALM, TRIED, OPEN = 0, 1, 2
 
@@ -29,7 +30,6 @@ class Verdict(NamedTuple):
         resumed: what was given up is to be taken up again.
         again: the loss rose once more from the stable moment: the rate is to blame.
         unsure: this moment must not become a snapshot.
-        sound: the newest snapshot has been confirmed by the first losses after it.
     """
 
     rollback: np.ndarray
@@ -37,7 +37,6 @@ class Verdict(NamedTuple):
     resumed: np.ndarray
     again: np.ndarray
     unsure: np.ndarray
-    sound: np.ndarray
 
 
 class Usual:
@@ -88,15 +87,37 @@ class Usual:
         self.level[where] = self.last[where] = value[where]
 
 
+class _Seen(NamedTuple):
+    """What an interval shows, (N,) each.
+
+    Attributes:
+        ends, val: ln training loss of its second half, and ln validation loss.
+        usable: bool, it says something about the run.
+        high, worse: bool, the training loss and the validation loss are higher than chance explains.
+        data: bool, the moment that is tried did no better before it had made a step.
+        fallen: bool, the loss has fallen much of the way back at once.
+        left: bool, more of the setback is left than the moment before would have.
+    """
+
+    ends: np.ndarray
+    val: np.ndarray
+    usable: np.ndarray
+    high: np.ndarray
+    worse: np.ndarray
+    data: np.ndarray
+    fallen: np.ndarray
+    left: np.ndarray
+
+
 class Setbacks:
     """Watches the loss of N runs, and tries the last stable moment when it suddenly stands higher.
 
     A rise is sudden when the ln loss of the second half of an interval, or the validation loss, lies ``rise`` above its
-    short-term average, and more than its usual changes explain. Then the last stable moment is tried for an interval. If its
+    usual level, and more than its usual changes explain. Then the last stable moment is tried for an interval. If its
     first losses are as they were before, the weights had been damaged: the run goes on from there. If they are high before
     it has made a step, the data are bad or have become others: what was given up is taken up again, and the stable moment
-    is kept, to be tried when the loss falls as suddenly as it rose, and now and then. After ``patience`` decisions the
-    new height is what is usual.
+    is kept, to be tried when the loss falls as suddenly as it rose, when the setback is nearly over, and now and then. After
+    ``patience`` decisions the new height is what is usual. A run whose data became others is tried less readily next time.
 
     Args:
         rise: > 0; None watches nothing.
@@ -106,13 +127,14 @@ class Setbacks:
     Attributes:
         train, val: what is usual.
         phase: (N,) int64, ``CALM``, ``TRIED`` or ``OPEN``.
-        age, tries, wait: (N,) int64, decisions since the setback began, rollbacks in it, and the age at which the stable
-            moment is tried next.
+        age, tries, wait: (N,) int64, decisions since the setback began, rollbacks in it, and the age from which the stable
+            moment is tried again.
+        doubt: (N,) int64, setbacks in a row that the stable moment did not help.
         peak: (N,) ln training loss of the interval before.
         kept: (N,) bool, what was given up is still there.
     """
 
-    ARRAYS = ("phase", "age", "tries", "wait", "peak", "kept", "doubt")
+    ARRAYS = ("phase", "age", "tries", "wait", "doubt", "peak", "kept")
 
     def __init__(self, rise: float | None, patience: int, num_runs: int) -> None:
         self._rise, self._patience = np.inf if rise is None else rise, patience
@@ -125,23 +147,30 @@ class Setbacks:
         for one in (self.train, self.val):
             one.reset(mask)
         self.peak[mask] = np.nan
-        for name in ("phase", "age", "tries", "wait", "kept", "doubt"):
+        for name in ("phase", "age", "tries", "wait", "doubt", "kept"):
             getattr(self, name)[mask] = 0
 
     def blames_data(self, losses: np.ndarray, live: np.ndarray) -> np.ndarray:
         """(N,) bool, runs whose restored moment did no better before it had made a step; ``losses`` as in ``judge``."""
-        height = _ln_mean(losses[: max(len(losses) // 3, 1)]) - self.train.before
+        height = _first(losses) - self.train.before
         known = live & (self.phase == TRIED) & (self.train.seen >= AFTER)
         blamed: np.ndarray = known & (height > DATA * self.train.wide(self._rise))
         return blamed
+
+    def confirms(self, losses: np.ndarray) -> np.ndarray:
+        """(N,) bool, runs whose first losses since the newest snapshot are as usual, so that it is a stable moment."""
+        height = _first(losses) - self.train.level
+        known = (self.phase == CALM) & (self.train.seen >= AFTER) & np.isfinite(self._rise)
+        usual: np.ndarray = known & (height < self.train.wide(self._rise) / 2)
+        return usual
 
     def judge(
         self,
         losses: np.ndarray,
         val_loss: np.ndarray,
         live: np.ndarray,
-        put_back: np.ndarray,
         diverged: np.ndarray,
+        put_back: np.ndarray,
         possible: np.ndarray,
     ) -> Verdict:
         """Judges the interval just finished.
@@ -150,54 +179,66 @@ class Setbacks:
             losses: (K, N) of its steps.
             val_loss: (N,) at its end, NaN where unknown.
             live: (N,) bool, runs to judge.
-            put_back: (N,) bool, runs that are rolled back because they have diverged.
-            diverged: (N,) bool, runs that have.
+            diverged: (N,) bool, runs that have diverged.
+            put_back: (N,) bool, those of them that are rolled back for it.
             possible: (N,) bool, runs that may be rolled back for a setback.
         """
-        begins, ends = _ln_mean(losses[: max(len(losses) // 3, 1)]), _ln_mean(losses[len(losses) // 2 :])
-        val, usable = _ln_mean(val_loss[None]), live & ~diverged & np.isfinite(ends)
+        seen = self._look(losses, val_loss, live, diverged)
         calm, tried, still = (self.phase == one for one in (CALM, TRIED, OPEN))
-        data = self.blames_data(losses, live)
-        high = usable & self.train.high(ends, calm, self._rise)
-        worse = usable & self.val.high(val, calm, self._rise)
-        peak = np.fmax(self.peak, begins)
-        fallen = usable & (peak - ends > np.maximum(self._rise, FALL * (peak - self.train.before)))
-        begun = possible & calm & (high | worse)
-        again = possible & tried & ~data & high
-        spared = possible & tried & ~data & worse & ~high & (self.tries < MOST)
-        due = (high | worse) & (self.age >= self.wait)
-        rest = np.fmax(ends - self.train.before, val - self.val.before) > REST * self._rise
-        closing = ~(high | worse) & rest & (self.wait < NEVER)
-        peek = possible & ((tried & data & fallen) | (still & (((fallen | closing) & (self.doubt == 0)) | due)))
-        wary = begun & (self.doubt > 0)
-        rollback = (begun & ~wary) | again | spared | peek
-        resumed = usable & tried & data & ~rollback & self.kept
-        kept = (begun & ~wary) | (peek & still)
-        sound = calm & (self.train.seen >= AFTER) & (begins - self.train.level < self.train.wide(self._rise) / 2)
+        raised, doubted = seen.high | seen.worse, self.doubt > 0
+        begun = possible & calm & raised
+        again = possible & tried & ~seen.data & seen.high
+        spared = possible & tried & ~seen.data & seen.worse & ~seen.high & (self.tries < MOST)
+        closing = still & ~raised & seen.left & (self.wait < NEVER)
+        sudden = (still & ~doubted & (seen.fallen | closing)) | (tried & seen.data & seen.fallen)
+        peek = possible & (sudden | (still & raised & (self.age >= self.wait)))
+        rollback = (begun & ~doubted) | again | spared | peek
+        resumed = seen.usable & tried & seen.data & ~rollback & self.kept
+        kept = (begun & ~doubted) | (peek & still)
         self._start(begun | (calm & put_back))
-        back = rollback | put_back
-        opened = usable & ~back & ((tried & data) | (still & (high | worse)) | wary)
-        worn = (opened & (self.age > self._patience)) | (usable & tried & worse & ~high & ~data & ~back)
-        worn |= usable & tried & (self.train.seen < AFTER)
-        self.tries += back
-        self.wait[wary] = 2 ** (1 + self.doubt[wary])
-        self.doubt = np.minimum(np.where(still & ~back & (~opened | worn), self.doubt + 1, self.doubt), MOST_DOUBT)
-        self.doubt[usable & tried & ~back & ~data & ~worn] = 0
-        self.wait = np.where(tried & opened & (self.wait < NEVER), self.age + self.age // 2 + 2, self.wait)
-        self.wait[peek & closing] = NEVER
+        back, others = rollback | put_back, seen.usable & tried & seen.data
+        opened = seen.usable & ~back & (others | (still & raised) | begun)
+        worn = opened & (self.age > self._patience)
+        # Nothing helped against a higher validation loss, or nothing is known of what was usual.
+        worn |= seen.usable & tried & ~back & ((seen.worse & ~seen.data) | (self.train.seen < AFTER))
+        self._doubt(still & ~back & (~opened | worn), seen.usable & tried & ~back & ~seen.data & ~worn)
+        self.wait = np.where(others & (self.wait < NEVER), self.age + self.age // 2 + 2, self.wait)
+        self.wait = np.where(begun & doubted, WARY * self.doubt, np.where(peek & closing, NEVER, self.wait))
         self.kept = np.where(back, self.kept | kept, False)
         self.phase = np.where(back, TRIED, np.where(opened & ~worn, OPEN, CALM))
-        self.age += self.phase != CALM
-        self.peak = np.where(usable, ends, self.peak)
-        for one, value in ((self.train, ends), (self.val, val)):
-            one.learn(value, usable & (self.phase == CALM) & ~worn)
-            one.accept(value, worn)
-        return Verdict(rollback, kept, resumed, again, high | worse | (self.phase == OPEN), sound)
+        self.tries, self.age = self.tries + back, self.age + (self.phase != CALM)
+        self._learn(seen, worn)
+        self.peak[back | resumed] = np.nan  # other weights than those of the next interval
+        return Verdict(rollback, kept, resumed, again, raised | (self.phase == OPEN))
+
+    def _look(self, losses: np.ndarray, val_loss: np.ndarray, live: np.ndarray, diverged: np.ndarray) -> _Seen:
+        ends, val, calm = _ln_mean(losses[len(losses) // 2 :]), _ln_mean(val_loss[None]), self.phase == CALM
+        usable, peak = live & ~diverged & np.isfinite(ends), np.fmax(self.peak, _first(losses))
+        return _Seen(
+            ends=ends,
+            val=val,
+            usable=usable,
+            high=usable & self.train.high(ends, calm, self._rise),
+            worse=usable & self.val.high(val, calm, self._rise),
+            data=self.blames_data(losses, live),
+            fallen=usable & (peak - ends > np.maximum(self._rise, FALL * (peak - self.train.before))),
+            left=np.fmax(ends - self.train.before, val - self.val.before) > LEFT * self._rise,
+        )
 
     def _start(self, begun: np.ndarray) -> None:
         for one in (self.train, self.val):
             one.before[begun] = one.level[begun]
-        self.age[begun], self.tries[begun], self.wait[begun], self.kept[begun] = 0, 0, 0, False
+        for name in ("age", "tries", "wait", "kept"):
+            getattr(self, name)[begun] = 0
+
+    def _doubt(self, in_vain: np.ndarray, helped: np.ndarray) -> None:
+        self.doubt = np.where(helped, 0, np.minimum(self.doubt + in_vain, MOST_DOUBT))
+
+    def _learn(self, seen: _Seen, worn: np.ndarray) -> None:
+        self.peak = np.where(seen.usable, seen.ends, self.peak)
+        for one, value in ((self.train, seen.ends), (self.val, seen.val)):
+            one.learn(value, seen.usable & (self.phase == CALM) & ~worn)
+            one.accept(value, worn)
 
 
 def _ln_mean(losses: np.ndarray) -> np.ndarray:
@@ -205,3 +246,8 @@ def _ln_mean(losses: np.ndarray) -> np.ndarray:
     with np.errstate(divide="ignore", invalid="ignore"):
         value = np.log(losses.mean(0))
     return np.where(np.isfinite(value), value, np.nan)
+
+
+def _first(losses: np.ndarray) -> np.ndarray:
+    """ln of the mean (N,) of the first third of losses (K, N)."""
+    return _ln_mean(losses[: max(len(losses) // 3, 1)])
