@@ -266,15 +266,10 @@ class Populations:
         for member, block in self._pairs():
             member.fire(event, mask[block])
 
-    def confirm(self, mask: np.ndarray) -> None:
-        """Makes the newest snapshot of the runs in ``mask`` their last confirmed moment."""
+    def restore(self, mask: np.ndarray, keep: np.ndarray | None = None, sound: np.ndarray | None = None) -> None:
+        """Puts the runs in ``mask`` back to their last confirmed moment (see ``Population.restore``)."""
         for member, block in self._pairs():
-            member.confirm(mask[block])
-
-    def restore(self, mask: np.ndarray, keep: np.ndarray | None = None) -> None:
-        """Puts the runs in ``mask`` back to their last confirmed moment; those in ``keep`` may be resumed."""
-        for member, block in self._pairs():
-            member.restore(mask[block], None if keep is None else keep[block])
+            member.restore(mask[block], *(None if one is None else one[block] for one in (keep, sound)))
 
     def resume(self, mask: np.ndarray) -> None:
         """Puts the runs in ``mask`` to what they gave up by ``restore``."""

@@ -22,11 +22,11 @@ class Restorable(Protocol):
     def snapshot(self, mask: np.ndarray) -> None:
         """Notes the present as stable."""
 
-    def confirm(self, mask: np.ndarray) -> None:
-        """Makes the newest snapshot the last stable moment."""
+    def restore(self, mask: np.ndarray, keep: np.ndarray | None = None, sound: np.ndarray | None = None) -> None:
+        """Puts runs back to their last stable moment, which is the newest of ``sound`` runs.
 
-    def restore(self, mask: np.ndarray, keep: np.ndarray | None = None) -> None:
-        """Puts runs back to their last stable moment, and keeps what they give up for where ``keep``."""
+        What runs in ``keep`` give up is kept.
+        """
 
     def resume(self, mask: np.ndarray) -> None:
         """Puts runs to what they gave up."""
@@ -56,8 +56,7 @@ class Health:
     def carry_out(self, runs: Restorable) -> None:
         """Takes snapshots and puts runs back."""
         runs.snapshot(self.stable)
-        runs.confirm(self.sound)
-        runs.restore(self.rollback & ~self.resumed, self.kept)
+        runs.restore(self.rollback & ~self.resumed, self.kept, self.sound)
         runs.resume(self.resumed)
 
 
@@ -80,7 +79,20 @@ class Divergence:
         mean: (N,) mean loss of the last interval, NaN where it was not finite.
     """
 
-    ARRAYS = ("caution", "rollbacks", "lost", "cap", "calm", "first", "usual", "exploded", "backed_off", "blamed", "spared", "spent")
+    ARRAYS = (
+        "caution",
+        "rollbacks",
+        "lost",
+        "cap",
+        "calm",
+        "first",
+        "usual",
+        "exploded",
+        "backed_off",
+        "blamed",
+        "spared",
+        "spent",
+    )
 
     def __init__(self, config: GuardConfig, num_runs: int) -> None:
         self.config = config
@@ -118,9 +130,7 @@ class Divergence:
         possible = config.rollback & (self.spent < config.rollback_budget)
         spare = config.rollback & (self.spent < config.rollback_budget // 2)  # the rest is for what cannot go on
         sound = self.setbacks.confirms(measured.losses)
-        setback = self.setbacks.judge(
-            measured.losses, reading.val_loss, live, diverged, diverged & possible, spare
-        )
+        setback = self.setbacks.judge(measured.losses, reading.val_loss, live, diverged, diverged & possible, spare)
         self._give_back(shifted)
         self.first[live] = first[live]
         calm = live & ~diverged & ~setback.rollback

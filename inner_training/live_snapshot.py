@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from trimtab.inner_training.divergence import Health
 from trimtab.inner_training.own_step import own_step
 
 SPACING = 10  # steps between snapshots at least, for a policy that decides at every step
@@ -159,23 +160,21 @@ class LiveSnapshots:
             others=[copy.deepcopy(other.state_dict()) for other in self._stateful],
         )
 
-    def confirm(self) -> None:
-        """Confirms the candidate, unless it is what was given up."""
-        if self._candidate is not None and not self._given_up:
-            self._confirmed = self._candidate
-
     def _keep(self, step: int) -> None:
         """Makes the present the candidate, in the memory of the one before."""
         self._candidate = self._present(step, None if self._candidate is self._confirmed else self._candidate)
 
-    def restore(self, keep: int | None = None) -> int:
+    def restore(self, keep: int | None = None, sound: bool = False) -> int:
         """Puts the run back to its confirmed moment, in place, and returns the step of that moment.
 
         Args:
             keep: steps done now, to keep the present for ``resume``; None keeps what was given up before, if anything.
+            sound: the newest snapshot counts as confirmed, unless it is what was given up.
         """
         if self._confirmed is None:
             raise RuntimeError("no snapshot has been taken yet")
+        if sound and self._candidate is not None and not self._given_up:
+            self._confirmed = self._candidate
         if keep is not None:
             self._keep(keep)
             self._given_up = True
@@ -188,6 +187,22 @@ class LiveSnapshots:
         if self._given_up and self._candidate is not None:
             self._put(self._candidate)
             self._candidate, self._given_up = self._confirmed, False
+
+    def follow(self, health: Health, step: int, take: bool) -> bool:
+        """Does what the guard concluded, and says whether the run was put back.
+
+        Args:
+            health: of one run.
+            step: steps done now.
+            take: whether a stable moment may be noted.
+        """
+        if health.resumed[0]:
+            self.resume()
+        elif health.rollback[0]:
+            self.restore(step if health.kept[0] else None, bool(health.sound[0]))
+        elif health.stable[0] and take:
+            self.take(step)
+        return bool(health.rollback[0])
 
     @torch.no_grad()
     def _put(self, moment: Moment) -> int:

@@ -49,21 +49,25 @@ class SnapshotRing:
         self._candidate = self._candidate.merged(learner, self._on_device(learner, mask))
         self._given_up &= ~mask
 
-    def confirm(self, mask: np.ndarray) -> None:
-        """Confirms the candidate of the runs in ``mask`` (bool, (N,), host), unless it is what was given up."""
-        chosen = self._on_device(self._candidate, mask & ~self._given_up)
-        self._confirmed = self._confirmed.merged(self._candidate, chosen)
-
     @property
     def stable(self) -> Learner:
         """The confirmed moment of every run."""
         return self._confirmed
 
-    def restore(self, learner: Learner, mask: np.ndarray, keep: np.ndarray | None = None) -> Learner:
+    def restore(
+        self, learner: Learner, mask: np.ndarray, keep: np.ndarray | None = None, sound: np.ndarray | None = None
+    ) -> Learner:
         """The learner with the runs in ``mask`` (bool, (N,), host) back at their confirmed moment.
 
-        Of the runs in ``keep`` the present stays, for ``resume``; of others what was given up before does.
+        Args:
+            learner: the present.
+            mask: runs to put back.
+            keep: those of them whose present stays, for ``resume``; of others what was given up before does.
+            sound: those whose candidate is confirmed first, unless it is what was given up.
         """
+        if sound is not None:
+            chosen = self._on_device(learner, mask & sound & ~self._given_up)
+            self._confirmed = self._confirmed.merged(self._candidate, chosen)
         kept = np.zeros_like(mask) if keep is None else mask & keep
         # Nobody may confirm what came after the confirmed moment, unless it is to be resumed.
         forgotten = mask & ~kept & ~self._given_up
@@ -84,3 +88,34 @@ class SnapshotRing:
     @staticmethod
     def _on_device(learner: Learner, mask: np.ndarray) -> Tensor:
         return torch.as_tensor(mask, device=learner.updates.device)
+
+
+class Moments:
+    """What a population does with its snapshots.
+
+    Attributes:
+        _learner: the present.
+        _ring: snapshots of it.
+    """
+
+    _learner: Learner
+    _ring: SnapshotRing
+
+    def snapshot(self, mask: np.ndarray) -> None:
+        """Notes the present of the runs in ``mask`` (bool, (N,)) as stable (see ``SnapshotRing``)."""
+        if mask.any():
+            self._ring.take(self._learner, mask)
+
+    def restore(self, mask: np.ndarray, keep: np.ndarray | None = None, sound: np.ndarray | None = None) -> None:
+        """Puts parameters and optimizer state of the runs in ``mask`` back to their last confirmed moment.
+
+        What the runs in ``keep`` (bool, (N,)) give up by that is kept for ``resume``; of those in ``sound`` the newest snapshot
+        counts as confirmed.
+        """
+        if mask.any():
+            self._learner = self._ring.restore(self._learner, mask, keep, sound)
+
+    def resume(self, mask: np.ndarray) -> None:
+        """Puts the runs in ``mask`` to what they gave up by ``restore``."""
+        if mask.any():
+            self._learner = self._ring.resume(self._learner, mask)

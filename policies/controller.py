@@ -203,17 +203,9 @@ class Controller:
 
     def _follow(self, health: Health, reading: Reading) -> bool:
         """Does what the guard concluded, and says whether the run was rolled back."""
-        if self._snapshots is not None and health.rollback[0]:
-            if health.sound[0]:
-                self._snapshots.confirm()
-            if health.resumed[0]:
-                self._snapshots.resume()
-            else:
-                self._snapshots.restore(self._run.steps if health.kept[0] else None)
-            return True
-        if self._snapshots is not None and health.stable[0] and reading.measured is not None:
-            self._snapshots.take(self._run.steps)
-        return False
+        if self._snapshots is None:
+            return False
+        return self._snapshots.follow(health, self._run.steps, reading.measured is not None)
 
     def _answer(self, reading: Reading) -> tuple[np.ndarray | None, Move]:
         """What the policy saw and did; nothing, where it is not asked."""

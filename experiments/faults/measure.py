@@ -7,7 +7,6 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
-
 from experiments.faults.cases import Case
 from experiments.faults.play import INTERVAL, Played
 
@@ -21,7 +20,9 @@ class Outcome:
     """What R faults did to runs under one policy; differences of the final ln test loss.
 
     Attributes:
-        recovered, perfect: (R,) bool, the run recovered, and so did the one that was rolled back perfectly.
+        recovered: (R,) bool, the run is back where it would have been under the same policy.
+        back: (R,) bool, it is back where it would have been without controller.
+        perfect: (R,) bool, the one that was rolled back perfectly is.
         extra: (R,) steps from the end of the fault until then, infinite for never.
         lost: (R,) minus the same run, under the same policy, to which nothing happened.
         bare: (R,) minus the same run with the fault, without controller and guard.
@@ -31,6 +32,7 @@ class Outcome:
     """
 
     recovered: np.ndarray
+    back: np.ndarray
     perfect: np.ndarray
     extra: np.ndarray
     lost: np.ndarray
@@ -119,6 +121,7 @@ def outcome(cases: Sequence[Case], hit: Played, calm: Played, against: Reference
     perfect, _ = recovery(against.perfect, against.undisturbed, width, over)
     return Outcome(
         recovered=recovered,
+        back=recovery(hit, against.undisturbed, width, over)[0],
         perfect=perfect,
         extra=extra,
         lost=hit.final - calm.final,
@@ -156,6 +159,7 @@ def figures(found: Outcome, seed: int) -> dict[str, Any]:
         "faults": len(found.recovered),
         "recovered": interval(found.recovered, rng),
         "of_perfect": ratio(found.recovered, found.perfect, rng),
+        "back": ratio(found.back, found.perfect, rng),
         "extra_steps": int(middle) if np.isfinite(middle) else None,
         "minus_undisturbed": interval(found.lost, rng),
         "minus_bare": interval(found.bare, rng),
@@ -180,7 +184,9 @@ def above(cases: Sequence[Case], hit: Played, calm: Played, undisturbed: Played)
     over = hit.curve - calm.curve
     width = over.shape[1]
     later = first[:, None] + np.arange(width)
-    held = np.where(later < width, np.take_along_axis(over, np.minimum(np.maximum(later, 0), width - 1), 1), np.nan)[chosen]
+    held = np.where(later < width, np.take_along_axis(over, np.minimum(np.maximum(later, 0), width - 1), 1), np.nan)[
+        chosen
+    ]
     count = np.isfinite(held).sum(0)
     total = np.where(np.isfinite(held), held, 0.0).sum(0)
     return np.where(count >= max(len(held) / 2, 1), total / np.maximum(count, 1), np.nan)

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 
 import numpy as np
-
 from experiments.faults.cases import RATES, Case
+
 from trimtab.agents.conditions import is_adaptive
 from trimtab.agents.diagnostics import diagnostics_of
 from trimtab.agents.evaluate import fitting_policy
