@@ -62,6 +62,7 @@ class Trial:
         instances: of that family.
         policy: it reads the signals of the episodes, in their order.
         tick: called with the number of runs that have just ended.
+        best: whether ``best_loss`` is wanted, which takes a test loss at nearly every decision.
 
     Attributes:
         final_loss, best_loss: (runs,) ln bounded test loss.
@@ -78,6 +79,8 @@ class Trial:
         instances: Sequence[Instance],
         policy: Policy,
         tick: Callable[[int], object] = lambda ended: None,
+        *,
+        best: bool = True,
     ) -> None:
         self.episodes, self.policy, self.instances, self._tick = episodes, policy, list(instances), tick
         # Judged as it is deployed: where its signals leave what it met in training, it is not listened to.
@@ -86,7 +89,7 @@ class Trial:
         self._budgets = budgets
         self._cap = float(np.log(episodes.populations.cap[0]))
         self._waiting = np.argsort(budgets, kind="stable").tolist()  # the longest last, where ``pop`` takes it
-        self._best_validation = np.full(runs, np.inf)
+        self._best_validation = np.full(runs, np.inf if best else -np.inf)
         self.final_loss, self.best_loss = np.full(runs, self._cap), np.full(runs, self._cap)
         self.curve = np.full((runs, int(-(-budgets.max() // episodes.scenario.interval))), self._cap)
         self.diverged, self.lost_early, self.late = (np.zeros(runs, dtype=bool) for _ in range(3))

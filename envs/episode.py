@@ -202,9 +202,8 @@ class Episodes:
         self._base = reading.base
         health = self.steering.assess(reading)
         reading.measurable = self._visibility.measurements  # only now: the guard knows them always
-        self.populations.snapshot(health.stable)
+        health.carry_out(self.populations)
         if health.rollback.any():
-            self.populations.restore(health.rollback)
             restored = self.populations.validation_loss(self.scenario.val_examples, health.rollback)
             loss = np.where(health.rollback, restored, loss)
         self.observations = self.steering.observe(reading)
@@ -257,14 +256,14 @@ class Episodes:
         assert reading.measured is not None
         with np.errstate(invalid="ignore", over="ignore"):
             spike = SIGNALS["spike"].compute(reading, self.steering.memory) > SPIKE
-        spike |= health.rollback | ~np.isfinite(reading.measured.losses).all(0)
+        spike |= (health.rollback & ~health.resumed) | ~np.isfinite(reading.measured.losses).all(0)
         return Outcome(
             limits=self._limits,
             before=before,
             after=self.log_val_loss,
             spike=spike.astype(np.float64),
             oscillation=self._reversed(move),
-            rollback=health.rollback / max(self.scenario.guard.rollback_budget, 1),
+            rollback=(health.rollback & ~health.resumed) / max(self.scenario.guard.rollback_budget, 1),
             active=np.ones(self.num_envs),
             finished=finished,
             lost=health.lost,

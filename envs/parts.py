@@ -77,9 +77,12 @@ class GuardSettings(Part):
     range_share: Number = Field(default=GuardConfig.range_share, gt=0, le=1)
     rollback: StrictBool = True
     rollback_budget: Whole = Field(default=4, ge=0, le=1000)
+    renewal: Whole | None = Field(default=GuardConfig.renewal, ge=1, le=10**9)
     backoff: Number = Field(default=0.3, gt=0, le=1)
     recovery: Number = Field(default=GuardConfig.recovery, ge=1, le=100)
     explosion: Number = Field(default=10.0, gt=1, le=1e6)
+    setback: Number | None = Field(default=GuardConfig.setback, gt=0, le=100)
+    patience: Whole = Field(default=GuardConfig.patience, ge=1, le=10**6)
     curvature_share: Number | None = Field(default=None, gt=0, le=1)
     decay_power: Number | None = Field(default=None, gt=0.5, le=1)
     decay_factor: Number = Field(default=10.0, gt=0, le=1e4)

@@ -266,10 +266,15 @@ class Populations:
         for member, block in self._pairs():
             member.fire(event, mask[block])
 
-    def restore(self, mask: np.ndarray) -> None:
-        """Puts the runs in ``mask`` back to their last confirmed moment."""
+    def restore(self, mask: np.ndarray, keep: np.ndarray | None = None, sound: np.ndarray | None = None) -> None:
+        """Puts the runs in ``mask`` back to their last confirmed moment (see ``Population.restore``)."""
         for member, block in self._pairs():
-            member.restore(mask[block])
+            member.restore(mask[block], *(None if one is None else one[block] for one in (keep, sound)))
+
+    def resume(self, mask: np.ndarray) -> None:
+        """Puts the runs in ``mask`` to what they gave up by ``restore``."""
+        for member, block in self._pairs():
+            member.resume(mask[block])
 
     def reading(self, measured: Measured | None, val_loss: np.ndarray) -> Reading:
         """A reading of all runs; levers and guard are filled in by ``Steering.assess``."""

@@ -256,13 +256,17 @@ class Disturber:
 
     def write(self, runs: Sequence[int], instances: Sequence[Instance]) -> None:
         """Draws the events of ``instances``, which start in ``runs``."""
-        for run, instance in zip(runs, instances, strict=True):
-            self.events[run] = draw_events(self.settings, instance.seed, instance.steps)
-        most = max(len(events) for events in self.events)
+        self.plan(runs, [draw_events(self.settings, instance.seed, instance.steps) for instance in instances])
+
+    def plan(self, runs: Sequence[int], events: Sequence[tuple[Event, ...]]) -> None:
+        """Puts ``events[i]`` in the place of those that await run ``runs[i]``; their kinds must be among ``kinds``."""
+        for run, planned in zip(runs, events, strict=True):
+            self.events[run] = planned
+        most = max(len(held) for held in self.events)
         table = np.zeros((4, len(self.events), most))
-        for run, events in enumerate(self.events):
-            rows = [(_NUMBER[one.kind], one.first, one.first + one.steps, one.severity) for one in events]
-            table[:, run, : len(events)] = np.array(rows, dtype=np.float64).reshape(-1, 4).T
+        for run, held in enumerate(self.events):
+            rows = [(_NUMBER[one.kind], one.first, one.first + one.steps, one.severity) for one in held]
+            table[:, run, : len(held)] = np.array(rows, dtype=np.float64).reshape(-1, 4).T
         self._kind, self._first, self._end = (part.astype(np.int64) for part in table[:3])
         self._severity = table[3]
 

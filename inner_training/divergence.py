@@ -3,14 +3,33 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
 from trimtab.inner_training.guard_config import GuardConfig
 from trimtab.inner_training.reading import Reading
+from trimtab.inner_training.setbacks import Setbacks
 
 SUDDEN_AFTER = 2  # calm intervals from which losses that are not finite, out of the blue, are no fault of the rate
+SPARED = 2  # times in a row: a fault of a few steps may lie across two intervals
 USUAL = 0.9  # decay per decision of the loss that is usual
+
+
+class Restorable(Protocol):
+    """Runs that can be put back; masks are bool arrays of shape (N,)."""
+
+    def snapshot(self, mask: np.ndarray) -> None:
+        """Notes the present as stable."""
+
+    def restore(self, mask: np.ndarray, keep: np.ndarray | None = None, sound: np.ndarray | None = None) -> None:
+        """Puts runs back to their last stable moment, which is the newest of ``sound`` runs.
+
+        What runs in ``keep`` give up is kept.
+        """
+
+    def resume(self, mask: np.ndarray) -> None:
+        """Puts runs to what they gave up."""
 
 
 @dataclass(frozen=True)
@@ -19,13 +38,26 @@ class Health:
 
     Attributes:
         stable: this moment may become a snapshot.
-        rollback: the last stable snapshot must be restored now.
+        rollback: the run must be put back now, to the last stable snapshot or, where ``resumed``, to what it was before
+            that.
+        sound: before it is put back its newest snapshot becomes the last stable one.
+        kept: what is given up by that is to be kept, for it may be resumed.
+        resumed: see there.
         lost: the run has diverged for good.
     """
 
     stable: np.ndarray
     rollback: np.ndarray
+    sound: np.ndarray
+    kept: np.ndarray
+    resumed: np.ndarray
     lost: np.ndarray
+
+    def carry_out(self, runs: Restorable) -> None:
+        """Takes snapshots and puts runs back."""
+        runs.snapshot(self.stable)
+        runs.restore(self.rollback & ~self.resumed, self.kept, self.sound)
+        runs.resume(self.resumed)
 
 
 class Divergence:
@@ -34,29 +66,48 @@ class Divergence:
     Attributes:
         caution: (N,) factor on the learning rate, lowered by rollbacks and given back by calm decisions.
         rollbacks: (N,) int64, those done.
+        spent: (N,) int64, how much of the budget is spent; calm gives it back.
         lost: (N,) bool, runs that diverged for good.
         cap: (N,) the most that ``caution`` may return to.
         calm: (N,) int64, calm intervals since the start or the last rollback.
         first, usual: (N,) loss of the first step, and a long-term average of the intervals' means.
         exploded: (N,) bool, rolled back for a finite explosion at the last decision.
         backed_off: (N,) bool, the rate has been lowered before.
+        blamed: (N,) bool, the last rollback lowered it.
+        spared: (N,) int64, rollbacks in a row that did not, because they came out of the blue.
+        setbacks: what becomes of losses that rise suddenly and less than an explosion.
         mean: (N,) mean loss of the last interval, NaN where it was not finite.
     """
 
-    ARRAYS = ("caution", "rollbacks", "lost", "cap", "calm", "first", "usual", "exploded", "backed_off")
+    ARRAYS = (
+        "caution",
+        "rollbacks",
+        "lost",
+        "cap",
+        "calm",
+        "first",
+        "usual",
+        "exploded",
+        "backed_off",
+        "blamed",
+        "spared",
+        "spent",
+    )
 
     def __init__(self, config: GuardConfig, num_runs: int) -> None:
         self.config = config
         self.caution, self.cap = np.ones(num_runs), np.ones(num_runs)
         self.rollbacks, self.calm = np.zeros(num_runs, dtype=np.int64), np.zeros(num_runs, dtype=np.int64)
-        self.lost, self.exploded, self.backed_off = (np.zeros(num_runs, dtype=bool) for _ in range(3))
+        self.spared, self.spent = np.zeros(num_runs, dtype=np.int64), np.zeros(num_runs, dtype=np.int64)
+        self.lost, self.exploded, self.backed_off, self.blamed = (np.zeros(num_runs, dtype=bool) for _ in range(4))
+        self.setbacks = Setbacks(config.setback if config.rollback else None, config.patience, num_runs)
         self.first, self.usual, self.mean = (np.full(num_runs, np.nan) for _ in range(3))
 
     def reset(self, mask: np.ndarray) -> None:
         """Starts the runs in ``mask`` (bool, (N,)) afresh."""
         for name, value in (("caution", 1.0), ("cap", 1.0), ("first", np.nan), ("usual", np.nan)):
             getattr(self, name)[mask] = value
-        for name in ("rollbacks", "calm", "lost", "exploded", "backed_off"):
+        for name in ("rollbacks", "calm", "lost", "exploded", "backed_off", "blamed", "spared", "spent"):
             getattr(self, name)[mask] = 0
 
     def judge(self, reading: Reading) -> Health:
@@ -74,40 +125,61 @@ class Divergence:
         limit = config.explosion * np.abs(np.fmax(first, self.usual))
         exploded = finite & (mean > limit)  # upwards only: a loss that may be negative falls without bound
         shifted = live & exploded & self.exploded & (measured.losses[0] > limit)
+        shifted |= finite & self.setbacks.blames_data(measured.losses, live)
         diverged = live & (~finite | exploded) & ~shifted
+        possible = config.rollback & (self.spent < config.rollback_budget)
+        spare = config.rollback & (self.spent < config.rollback_budget // 2)  # the rest is for what cannot go on
+        sound = self.setbacks.confirms(measured.losses)
+        setback = self.setbacks.judge(measured.losses, reading.val_loss, live, diverged, diverged & possible, spare)
         self._give_back(shifted)
         self.first[live] = first[live]
-        calm = live & ~diverged
+        calm = live & ~diverged & ~setback.rollback
         usual = np.where(np.isnan(self.usual), mean, USUAL * self.usual + (1 - USUAL) * mean)
-        self.usual[calm] = np.where(shifted, mean, usual)[calm]
-        rollback = diverged & config.rollback & (self.rollbacks < config.rollback_budget)
+        self.usual[calm] = np.where(shifted, np.fmax(mean, usual), usual)[calm]
+        rollback = (diverged & possible) | setback.rollback
         high = np.where(np.isfinite(measured.losses), measured.losses, -np.inf).max(0) > limit
-        sudden = rollback & ~finite & ~high & (self.calm >= SUDDEN_AFTER)
-        self._back_off(rollback, sudden)
+        sudden = diverged & ~finite & ~high
+        sudden &= (self.calm >= SUDDEN_AFTER) | ((self.calm == 0) & (self.spared > 0) & (self.spared < SPARED))
+        self.spared = np.where(sudden & possible, self.spared + 1, 0)
+        self._back_off(rollback, sudden | (setback.rollback & ~setback.again))
         self._recover(calm)
         self.calm = np.where(calm, self.calm + 1, np.where(rollback, 0, self.calm))
-        self.exploded = np.where(live, rollback & finite, self.exploded)
+        if config.renewal is not None:
+            self.spent -= calm & (self.spent > 0) & (self.calm % config.renewal == 0)
+        self.exploded = np.where(live, rollback & finite & diverged, self.exploded)
         # A loss that is high but finite may still come down: without a rollback only a non-finite run is lost.
         self.lost = self.lost | (diverged & ~rollback & ~finite)
-        return Health(stable=calm, rollback=rollback, lost=self.lost.copy())
+        return Health(
+            stable=calm & ~setback.unsure & ~setback.resumed,
+            rollback=rollback | setback.resumed,
+            sound=sound & rollback & (sudden | setback.rollback),
+            kept=setback.kept,
+            resumed=setback.resumed,
+            lost=self.lost.copy(),
+        )
 
     def ask(self, rollback: np.ndarray) -> None:
         """Counts rollbacks (N,) that somebody else asked for; the rate is theirs to lower."""
         self.rollbacks[rollback] += 1
+        self.spent[rollback] += 1
         self.calm[rollback] = 0
 
     def _give_back(self, shifted: np.ndarray) -> None:
         self.rollbacks[shifted] -= 1
-        self.caution[shifted] = np.minimum(self.caution[shifted] / self.config.backoff, 1.0)
+        self.spent[shifted] = np.maximum(self.spent[shifted] - 1, 0)
+        back = shifted & self.blamed
+        self.caution[back] = np.minimum(self.caution[back] / self.config.backoff, 1.0)
 
     def _back_off(self, rollback: np.ndarray, sudden: np.ndarray) -> None:
         """Counts rollbacks and lowers the rate; out of the blue, when all was calm, the rate is not to blame."""
         self.rollbacks[rollback] += 1
+        self.spent[rollback] += 1
         blamed = rollback & ~sudden
         self.caution[blamed] *= self.config.backoff
         again = blamed & self.backed_off  # the rate that it had come back to was too large
         self.cap[again] = self.caution[again]
         self.backed_off |= blamed
+        self.blamed = np.where(rollback, blamed, self.blamed)
 
     def _recover(self, calm: np.ndarray) -> None:
         ready = calm & (self.calm >= self.config.aftermath)

@@ -14,6 +14,7 @@ from trimtab.inner_training.guard_config import REASON_WORDS, GuardConfig, Reaso
 from trimtab.inner_training.levers import Lever
 from trimtab.inner_training.moderation import Moderation
 from trimtab.inner_training.reading import Reading
+from trimtab.inner_training.setbacks import Setbacks, Usual
 from trimtab.inner_training.trials import Trials
 
 __all__ = ["REASON_WORDS", "Guard", "GuardConfig", "Health", "Reason", "in_words"]
@@ -26,6 +27,7 @@ class Guard:
         divergence: judges the runs; its ``caution`` (N,) is the factor on the learning rate that rollbacks leave behind.
         moderation: what becomes of proposed moves.
         trials: moves that may yet be taken back.
+        trying: (N,) bool, runs in which a stable moment is being tried after a setback, or has just been given up again.
         ceiling: (N,) the envelope's limit on the factor by which the scheduled learning rate is multiplied; infinite
             without an envelope.
     """
@@ -37,13 +39,14 @@ class Guard:
         self.trials = Trials(config.trial, config.trial_rise, num_runs, len(self.levers))
         self.ceiling = np.full(num_runs, np.inf)
         self._curvature = np.full(num_runs, np.nan)
+        self.trying = np.zeros(num_runs, dtype=bool)
         self._since: dict[str, np.ndarray] = {}  # decisions that each event still rests
 
     def reset(self, mask: np.ndarray) -> None:
         """Starts the runs in ``mask`` (bool, (N,)) afresh."""
         for part in self._parts.values():
             part.reset(mask)
-        self._curvature[mask], self.ceiling[mask] = np.nan, np.inf
+        self._curvature[mask], self.ceiling[mask], self.trying[mask] = np.nan, np.inf, False
         for rest in self._since.values():
             rest[mask] = 0
 
@@ -68,15 +71,16 @@ class Guard:
         budget = self.config.rollback_budget
         if not self.config.rollback or budget == 0:
             return np.zeros(len(self.rollbacks))
-        return 1 - self.rollbacks / budget
+        return 1 - self.divergence.spent / budget
 
     def inspect(self, reading: Reading) -> Health:
         """Judges the interval just finished (see ``Divergence.judge``); before the first one there is nothing to judge."""
         nothing = np.zeros(reading.num_runs, dtype=bool)
         if reading.measured is None:
-            return Health(stable=~self.lost, rollback=nothing, lost=self.lost.copy())
+            return Health(~self.lost, nothing, nothing, nothing, nothing, self.lost.copy())
         health = self.divergence.judge(reading)
-        self.moderation.pass_on(health.rollback)
+        self.trying = health.kept | health.resumed
+        self.moderation.pass_on(health.rollback & ~self.trying)
         for rest in self._since.values():
             np.maximum(rest - 1, 0, out=rest)
         self.trials.note(self.divergence.mean, health.stable, health.rollback)
@@ -121,7 +125,9 @@ class Guard:
             multiplier bit for bit.
         """
         moving = governed & ~targets
-        moves, reasons = self.moderation.moderate(np.where(moving, actions, 0.0), available & ~self.lost[:, None])
+        asked = np.where(moving & ~self.trying[:, None], actions, 0.0)
+        moves, reasons = self.moderation.moderate(asked, available & ~self.lost[:, None])
+        reasons |= np.where(moving & (actions != 0) & self.trying[:, None], Reason.TRYING, 0)
         after, lost = multipliers.copy(), self.lost
         for column, lever in enumerate(self.levers):
             after[:, column], reason = _limited(
@@ -153,7 +159,7 @@ class Guard:
         rest = self._since.setdefault(name, np.zeros(len(wanted), dtype=np.int64))
         possible = np.ones(len(wanted), dtype=bool)
         if name == "rollback":
-            possible &= self.config.rollback & (self.rollbacks < self.config.rollback_budget)
+            possible &= self.config.rollback & (self.divergence.spent < self.config.rollback_budget)
         permitted = wanted & possible & ~self.lost & (rest == 0)
         rest[permitted] = REST
         if name == "rollback":
@@ -165,8 +171,16 @@ class Guard:
         return permitted, reason
 
     @property
-    def _parts(self) -> dict[str, Divergence | Moderation | Trials]:
-        return {"divergence": self.divergence, "moderation": self.moderation, "trials": self.trials}
+    def _parts(self) -> dict[str, Divergence | Setbacks | Usual | Moderation | Trials]:
+        setbacks = self.divergence.setbacks
+        return {
+            "divergence": self.divergence,
+            "setbacks": setbacks,
+            "train_loss": setbacks.train,
+            "val_loss": setbacks.val,
+            "moderation": self.moderation,
+            "trials": self.trials,
+        }
 
     def state_dict(self) -> dict[str, Any]:
         """Plain lists."""
@@ -177,8 +191,9 @@ class Guard:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restores what ``state_dict`` gave."""
         for name, part in self._parts.items():
-            for array in part.ARRAYS:
-                setattr(part, array, np.asarray(state[name][array], dtype=getattr(part, array).dtype))
+            held = state.get(name, {})  # earlier versions had fewer
+            for array in (one for one in part.ARRAYS if one in held):
+                setattr(part, array, np.asarray(held[array], dtype=getattr(part, array).dtype))
         self._since = {name: np.asarray(rest, dtype=np.int64) for name, rest in state["events"].items()}
         self.ceiling = np.asarray(state["ceiling"], dtype=np.float64)
         self._curvature = np.asarray(state["curvature"], dtype=np.float64)

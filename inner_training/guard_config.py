@@ -35,6 +35,7 @@ class Reason(IntFlag):
     ABSTAINED = 1048576
     APART = 2097152
     PARTED = 4194304
+    TRYING = 8388608
 
 
 REASON_WORDS: dict[Reason, str] = {
@@ -57,6 +58,7 @@ REASON_WORDS: dict[Reason, str] = {
     Reason.OUT_OF_RANGE: "the signals lie outside what the policy met in training, so every lever holds",
     Reason.LATE: "the policy took longer than its time limit, so every lever holds",
     Reason.SPENT: "the rollback that was asked for is not in the budget",
+    Reason.TRYING: "the loss rose suddenly and a stable moment is being tried, so the lever holds",
     Reason.SWITCHED_OFF: "the controller is switched off, so the run goes on by its own settings",
     Reason.ABSTAINED: "a rank abstained, so every rank holds",
     Reason.APART: "the ranks differ in steps, levers, weights or snapshots, so every rank holds",
@@ -87,9 +89,12 @@ LIMITS: dict[str, tuple[float, float]] = {
     "range_margin": (1e-9, 2),
     "range_share": (1e-9, 1),
     "rollback_budget": (0, 1000),
+    "renewal": (1, 10**9),
     "backoff": (1e-9, 1),
     "recovery": (1, 100),
     "explosion": (1 + 1e-9, 1e6),
+    "setback": (1e-9, 100),
+    "patience": (1, 10**6),
     "curvature_share": (1e-300, 1),
     "decay_power": (0.5 + 1e-9, 1),
     "decay_factor": (1e-9, 1e4),
@@ -119,12 +124,16 @@ class GuardConfig:
             the signal; None never does.
         range_share: share of its signals beyond their ranges from which a policy is not listened to, in (0, 1].
         rollback: restore the last stable snapshot when a run diverges.
-        rollback_budget: rollbacks allowed per run, >= 0.
+        rollback_budget: rollbacks allowed per run, >= 0; half of them for setbacks.
+        renewal: calm intervals after which one of them is given back, >= 1; None never does.
         backoff: factor on the learning rate after each rollback, in (0, 1].
         recovery: factor on that factor at each decision, after ``aftermath`` calm ones, until it is 1 again, or the rate
             at which the run has diverged once more; >= 1, 1 never gives it back.
         explosion: a run has diverged when the mean loss of an interval exceeds this factor times the larger of
             its first loss and its long-term average (of its magnitude, where that is negative); > 1.
+        setback: sudden rise of the ln loss, over an interval, at which the last stable snapshot is tried
+            (``setbacks.Setbacks``), > 0; None is never.
+        patience: decisions for which the moment before a setback is kept, >= 1.
         curvature_share: holds the learning rate of SGD below this share, in (0, 1], of what the measured curvature
             allows (``envelope.curvature_ceiling``); None is no such ceiling.
         decay_power: holds the learning rate below a ceiling that decays with this power, in (0.5, 1]
@@ -150,9 +159,12 @@ class GuardConfig:
     range_share: float = 0.3
     rollback: bool = True
     rollback_budget: int = 4
+    renewal: int | None = 50
     backoff: float = 0.3
     recovery: float = 1.2
     explosion: float = 10.0
+    setback: float | None = 0.4
+    patience: int = 15
     curvature_share: float | None = None
     decay_power: float | None = None
     decay_factor: float = 10.0

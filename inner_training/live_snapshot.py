@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from trimtab.inner_training.divergence import Health
 from trimtab.inner_training.own_step import own_step
 
 SPACING = (10, 100)  # steps between snapshots at least, in small and in large models
@@ -109,11 +110,17 @@ class LiveSnapshots:
         self._schedules = any(getattr(other, "optimizer", None) is optimizer for other in self._stateful)
         self._candidate: Moment | None = None
         self._confirmed: Moment | None = None
+        self._given_up = False  # the candidate is what was given up
 
     @property
     def empty(self) -> bool:
         """Whether there is nothing to go back to yet."""
         return self._confirmed is None
+
+    @property
+    def steps(self) -> tuple[int, int, bool]:
+        """Steps done at the confirmed moment and at the candidate, -1 without one, and whether that was given up."""
+        return self.confirmed_step, -1 if self._candidate is None else self._candidate.step, self._given_up
 
     @property
     def confirmed_step(self) -> int:
@@ -123,6 +130,7 @@ class LiveSnapshots:
     def clear(self) -> None:
         """Forgets both moments."""
         self._candidate = self._confirmed = None
+        self._given_up = False
 
     def confirmed_weights(self) -> list[tuple[Tensor, Tensor]]:
         """Pairs of a live parameter and what it was at the confirmed moment, on its own device; none without one."""
@@ -130,7 +138,14 @@ class LiveSnapshots:
         return [(live, saved.again()) for live, saved in pairs]
 
     def take(self, step: int) -> None:
-        """Notes the present as stable: confirms the candidate, and makes the present the next candidate."""
+        """Notes the present as stable: confirms the candidate, and makes the present the next candidate.
+
+        Where the candidate is what was given up, it is forgotten instead.
+        """
+        if self._given_up:
+            self._keep(step)
+            self._given_up = False
+            return
         if self._candidate is not None and step - self._candidate.step < self._spacing:
             return
         oldest, self._confirmed = self._confirmed, self._candidate
@@ -170,13 +185,57 @@ class LiveSnapshots:
             others=[copy.deepcopy(other.state_dict()) for other in self._stateful],
         )
 
-    @torch.no_grad()
-    def restore(self) -> int:
-        """Puts the run back to its confirmed moment, in place, and returns the step of that moment."""
-        moment = self._confirmed
-        if moment is None:
+    def _keep(self, step: int) -> None:
+        """Makes the present the candidate, in the memory of the one before."""
+        self._candidate = self._present(step, None if self._candidate is self._confirmed else self._candidate)
+
+    def restore(self, keep: int | None = None, sound: bool = False) -> int:
+        """Puts the run back to its confirmed moment, in place, and returns the step of that moment.
+
+        Args:
+            keep: steps done now, to keep the present for ``resume``; None keeps what was given up before, if anything.
+            sound: the newest snapshot counts as confirmed, unless it is what was given up.
+        """
+        if self._confirmed is None:
             raise RuntimeError("no snapshot has been taken yet")
-        self._candidate = moment
+        if sound and self._candidate is not None and not self._given_up:
+            self._confirmed = self._candidate
+        if keep is not None:
+            self._keep(keep)
+            self._given_up = True
+        elif not self._given_up:
+            self._candidate = self._confirmed
+        return self._put(self._confirmed)
+
+    def resume(self) -> None:
+        """Puts the run to what it gave up by ``restore``, if that was kept."""
+        if self._given_up and self._candidate is not None:
+            self._put(self._candidate)
+            self._candidate, self._given_up = self._confirmed, False
+
+    def follow(self, health: Health, step: int, take: bool) -> bool:
+        """Does what the guard concluded, and says whether the run was put back.
+
+        Args:
+            health: of one run.
+            step: steps done now.
+            take: whether a stable moment may be noted.
+        """
+        if health.resumed[0]:
+            self.resume()
+        elif health.rollback[0]:
+            self.restore(step if health.kept[0] else None, bool(health.sound[0]))
+        elif health.lost[0] and not self.empty:  # a safe stop: what the user is left with is sound
+            self.restore()
+            self.clear()
+            return True
+        elif health.stable[0] and take:
+            self.take(step)
+        return bool(health.rollback[0])
+
+    @torch.no_grad()
+    def _put(self, moment: Moment) -> int:
+        """Makes the run what it was, in place, and returns the step of that moment."""
         for parameter, saved in moment.parameters:
             parameter.copy_(saved.values)
         for name, buffer in [] if self._model is None else self._model.named_buffers():

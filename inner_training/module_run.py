@@ -287,17 +287,24 @@ class ModuleRun:
 
     def snapshot(self, mask: np.ndarray) -> None:
         """Notes the present as stable where ``mask`` (bool, (1,)) says so."""
-        now = self._now()
-        if mask[0] and now.snapshots is not None:
-            now.snapshots.take(now.live.steps)
+        if mask[0] and (snapshots := self._now().snapshots) is not None:
+            snapshots.take(self._now().live.steps)
 
-    def restore(self, mask: np.ndarray) -> None:
-        """Puts the run back to its last confirmed moment where ``mask`` (bool, (1,)) says so."""
-        snapshots = self._now().snapshots
-        if mask[0] and snapshots is None:
+    def restore(self, mask: np.ndarray, keep: np.ndarray | None = None, sound: np.ndarray | None = None) -> None:
+        """Puts the run back to its last confirmed moment where ``mask`` (bool, (1,)) says so (see ``Population``)."""
+        if mask[0]:
+            at = self._now().live.steps if keep is not None and keep[0] else None
+            self._kept().restore(at, sound is not None and bool(sound[0]))
+
+    def resume(self, mask: np.ndarray) -> None:
+        """Puts the run to what it gave up by ``restore`` where ``mask`` (bool, (1,)) says so."""
+        if mask[0]:
+            self._kept().resume()
+
+    def _kept(self) -> LiveSnapshots:
+        if (snapshots := self._now().snapshots) is None:
             raise MismatchError(f"{self._what} keeps no snapshots; choose another place for them than 'off'")
-        if mask[0] and snapshots is not None:
-            snapshots.restore()
+        return snapshots
 
     def fire(self, event: str, mask: np.ndarray) -> None:
         """Does what an event (see ``events``) does to the run where ``mask`` (bool, (1,)) says so."""

@@ -28,7 +28,7 @@ from trimtab.inner_training.probe import LastStep, Probes
 from trimtab.inner_training.programs import Programs, compiled_programs, plain_programs
 from trimtab.inner_training.reading import Reading
 from trimtab.inner_training.recipes import Recipes
-from trimtab.inner_training.snapshot import SnapshotRing
+from trimtab.inner_training.snapshot import Moments, SnapshotRing
 from trimtab.inner_training.stacking import check_parameters, check_stackable
 from trimtab.inner_training.stepping import (
     EvaluateFunction,
@@ -45,7 +45,7 @@ from trimtab.inner_training.telemetry import SAMPLED_STEPS, Measured, Telemetry
 from trimtab.inner_training.update_rules import UPDATE_RULES, needs_of
 
 
-class Population:
+class Population(Moments):
     """N runs of a task family, each with its own instance, hyperparameters and random streams.
 
     Runs start by ``reset``; until then they hold zeros and train on nothing that matters. The same instance gives
@@ -274,16 +274,6 @@ class Population:
         self, blocks: Sequence[Block], function: EvaluateFunction, spans: tuple[np.ndarray, np.ndarray]
     ) -> Tensor:
         return sums(blocks, function, self.layout.views(self._learner.parameters), self._inputs, spans)
-
-    def snapshot(self, mask: np.ndarray) -> None:
-        """Notes the present of the runs in ``mask`` (bool, (N,)) as stable (see ``SnapshotRing``)."""
-        if mask.any():
-            self._ring.take(self._learner, mask)
-
-    def restore(self, mask: np.ndarray) -> None:
-        """Puts parameters and optimizer state of the runs in ``mask`` back to their last confirmed moment."""
-        if mask.any():
-            self._learner = self._ring.restore(self._learner, mask)
 
     def fire(self, event: str, mask: np.ndarray) -> None:
         """Does what an event (see ``events``) does to the runs in ``mask`` (bool, (N,))."""

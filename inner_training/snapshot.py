@@ -13,18 +13,20 @@ class SnapshotRing:
     """Keeps, per run, a candidate (the newest stable moment) and the confirmed moment before it.
 
     Weights can be ruined by the last step of an interval whose losses all looked sane; only the next interval
-    shows it. So ``restore`` goes back to the confirmed slot.
+    shows it. So ``restore`` goes back to the confirmed slot. What it gives up may stay in the other one for a while.
     """
 
     def __init__(self, learner: Learner, fresh: Tensor) -> None:
         """Keeps moments from now on; ``fresh`` (P,) bool are the parameters that start every later phase at zero."""
         self._confirmed = self._candidate = learner
         self._fresh = fresh.to(learner.parameters.device)
+        self._given_up = np.zeros(len(learner.updates), dtype=bool)  # runs whose candidate is what they gave up
 
     def forget(self, learner: Learner, runs: Tensor) -> None:
         """Makes the present both slots of the runs ``runs`` (bool, (N,)), at a reset."""
         self._confirmed = self._confirmed.merged(learner, runs)
         self._candidate = self._candidate.merged(learner, runs)
+        self._given_up &= ~runs.cpu().numpy()
 
     def renew(self, mask: np.ndarray) -> None:
         """A later phase has begun in the runs of ``mask`` (bool, (N,), host), which no restored moment may undo."""
@@ -36,21 +38,84 @@ class SnapshotRing:
             )
 
     def take(self, learner: Learner, mask: np.ndarray) -> None:
-        """Confirms the candidate of the runs in ``mask`` (bool, (N,), host) and makes the present their candidate."""
-        if mask.all():
+        """Confirms the candidate of the runs in ``mask`` (bool, (N,), host) and makes the present their candidate.
+
+        Where the candidate is what was given up, it is forgotten instead.
+        """
+        if mask.all() and not self._given_up.any():
             self._confirmed, self._candidate = self._candidate, learner
             return
-        chosen = torch.as_tensor(mask, device=learner.updates.device)
-        self._confirmed = self._confirmed.merged(self._candidate, chosen)
-        self._candidate = self._candidate.merged(learner, chosen)
+        self._confirmed = self._confirmed.merged(self._candidate, self._on_device(learner, mask & ~self._given_up))
+        self._candidate = self._candidate.merged(learner, self._on_device(learner, mask))
+        self._given_up &= ~mask
 
     @property
     def stable(self) -> Learner:
         """The confirmed moment of every run."""
         return self._confirmed
 
-    def restore(self, learner: Learner, mask: np.ndarray) -> Learner:
-        """The learner with the runs in ``mask`` (bool, (N,), host) back at their confirmed moment."""
-        chosen = torch.as_tensor(mask, device=learner.updates.device)
+    def restore(
+        self, learner: Learner, mask: np.ndarray, keep: np.ndarray | None = None, sound: np.ndarray | None = None
+    ) -> Learner:
+        """The learner with the runs in ``mask`` (bool, (N,), host) back at their confirmed moment.
+
+        Args:
+            learner: the present.
+            mask: runs to put back.
+            keep: those of them whose present stays, for ``resume``; of others what was given up before does.
+            sound: those whose candidate is confirmed first, unless it is what was given up.
+        """
+        if sound is not None:
+            chosen = self._on_device(learner, mask & sound & ~self._given_up)
+            self._confirmed = self._confirmed.merged(self._candidate, chosen)
+        kept = np.zeros_like(mask) if keep is None else mask & keep
+        # Nobody may confirm what came after the confirmed moment, unless it is to be resumed.
+        forgotten = mask & ~kept & ~self._given_up
+        self._candidate = self._candidate.merged(self._confirmed, self._on_device(learner, forgotten))
+        if kept.any():
+            self._candidate = self._candidate.merged(learner, self._on_device(learner, kept))
+            self._given_up |= kept
+        return learner.merged(self._confirmed, self._on_device(learner, mask))
+
+    def resume(self, learner: Learner, mask: np.ndarray) -> Learner:
+        """The learner with the runs in ``mask`` (bool, (N,), host) at what they gave up, as far as it was kept."""
+        chosen = self._on_device(learner, mask & self._given_up)
+        resumed = learner.merged(self._candidate, chosen)
         self._candidate = self._candidate.merged(self._confirmed, chosen)
-        return learner.merged(self._confirmed, chosen)
+        self._given_up &= ~mask
+        return resumed
+
+    @staticmethod
+    def _on_device(learner: Learner, mask: np.ndarray) -> Tensor:
+        return torch.as_tensor(mask, device=learner.updates.device)
+
+
+class Moments:
+    """What a population does with its snapshots.
+
+    Attributes:
+        _learner: the present.
+        _ring: snapshots of it.
+    """
+
+    _learner: Learner
+    _ring: SnapshotRing
+
+    def snapshot(self, mask: np.ndarray) -> None:
+        """Notes the present of the runs in ``mask`` (bool, (N,)) as stable (see ``SnapshotRing``)."""
+        if mask.any():
+            self._ring.take(self._learner, mask)
+
+    def restore(self, mask: np.ndarray, keep: np.ndarray | None = None, sound: np.ndarray | None = None) -> None:
+        """Puts parameters and optimizer state of the runs in ``mask`` back to their last confirmed moment.
+
+        What the runs in ``keep`` (bool, (N,)) give up by that is kept for ``resume``; of those in ``sound`` the newest snapshot
+        counts as confirmed.
+        """
+        if mask.any():
+            self._learner = self._ring.restore(self._learner, mask, keep, sound)
+
+    def resume(self, mask: np.ndarray) -> None:
+        """Puts the runs in ``mask`` to what they gave up by ``restore``."""
+        if mask.any():
+            self._learner = self._ring.resume(self._learner, mask)

@@ -114,14 +114,17 @@ class Decider:
             val_loss, self.val_loss = float(self.val_loss), math.nan
         return self.run.reading(self.steering.levers, budget, val_loss, measure=measure)
 
+    def goes_back(self, health: Health) -> bool:
+        """Whether the run is to be put back now: also when it is lost, one last time."""
+        if self.snapshots is None:
+            return False
+        return bool(health.rollback[0] or (health.lost[0] and not self.snapshots.empty))
+
     def _follow(self, health: Health, reading: Reading) -> bool:
-        """Does what the guard concluded, and says whether the run was rolled back."""
-        if self.snapshots is not None and health.rollback[0]:
-            self.snapshots.restore()
-            return True
-        if self.snapshots is not None and health.stable[0] and reading.measured is not None:
-            self.snapshots.take(self.run.steps)
-        return False
+        """Does what the guard concluded, and says whether the run was put back."""
+        if self.snapshots is None:
+            return False
+        return self.snapshots.follow(health, self.run.steps, reading.measured is not None)
 
     def answer(self, reading: Reading) -> tuple[np.ndarray | None, Move]:
         """What the policy saw and did; nothing, where it is not asked."""
@@ -138,8 +141,9 @@ class Decider:
         """A lost run is given back its base schedule."""
         self.steering.multipliers[:] = 1.0
         self.steering.guard.divergence.caution[:] = 1.0
-        if self.snapshots is not None:
-            self.snapshots.clear()
+        back = "its last stable weights are put back, and " if self.snapshots is not None else ""
+        self.run.hooks.say("lost", f"the run has diverged at step {self.run.steps} with no rollback left: {back}the controller leaves it "
+                           "to its own settings; stop it (controller.lost tells), and start again at a lower learning rate")  # fmt: skip
         return self.steering.hold(Reason.LOST)
 
     def failed(self, error: Exception) -> None:

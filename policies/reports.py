@@ -14,7 +14,7 @@ from trimtab.policies.ranks import named
 from trimtab.policies.rows import Form
 
 SAME = 1e-5  # relative difference of weight norms up to which they may be rounded differently
-STANDING = ("code", "step", "taken", "in_force", "scheduled", "moment")
+STANDING = ("code", "step", "taken", "in_force", "scheduled", "moment", "moments")
 MEASURED = ("losses", "grad_norm", "grad_dot", "update_norm", "weight_norm")
 Say = Callable[[str, str], None]
 
@@ -55,6 +55,11 @@ class Reports:
     def moments(self, rows: np.ndarray) -> np.ndarray:
         """The step (W,) of the moment that each rank can go back to, -1 for none."""
         return self._form.read(rows, "moment")[:, 0]
+
+    def restorable(self, rows: np.ndarray) -> bool:
+        """Whether all ranks can go back, and hold snapshots of the same steps."""
+        moments, all_of_them = self.moments(rows), self._form.read(rows, "moments")[:, 0]
+        return bool(moments[0] >= 0 and (moments == moments[0]).all() and (all_of_them == all_of_them[0]).all())
 
     def common(self, codes: np.ndarray, step: int) -> int:
         """The reasons (W,) of all ranks together, and that some have abstained where they differ."""

@@ -7,13 +7,14 @@ rank's counts. A third one follows only where all have changed their weights, to
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
 import torch
 
-from trimtab.inner_training.guard import Reason
+from trimtab.inner_training.guard import Health, Reason
+from trimtab.inner_training.live_snapshot import LiveSnapshots
 from trimtab.inner_training.reading import Reading
 from trimtab.inner_training.steering import Move
 from trimtab.policies.deciding import Decider, Outcome, Parts
@@ -23,6 +24,7 @@ from trimtab.policies.reports import Reports, each
 from trimtab.policies.rows import Form, numbers, with_numbers
 
 MOVE = ("proposed", "before", "after", "reasons")
+HEALTH = tuple(one.name for one in fields(Health))
 
 
 @dataclass(kw_only=True)
@@ -31,14 +33,13 @@ class Thought:
 
     Attributes:
         code: why it abstains; 0 where it does not.
-        rollback, stable: what the guard concluded.
+        health: what the guard concluded; None where it was not asked.
         judged: where the steering stood then.
         observation, move, losses: as in ``Outcome``.
     """
 
     code: int = 0
-    rollback: bool = False
-    stable: bool = False
+    health: Health | None = None
     judged: np.ndarray
     observation: np.ndarray | None = None
     move: Move | None = None
@@ -61,7 +62,7 @@ class RanksDecider(Decider):
         self._reports = Reports(self.run.interval, self.run.hooks.say)
         standing = len(self._standing())
         self._form = Form(
-            {"code": 1, "rollback": 1, "stable": 1, "judged": standing, "decided": standing, "refused": 1}
+            {"code": 1, "health": len(HEALTH), "judged": standing, "decided": standing, "refused": 1}
             | dict.fromkeys(MOVE, len(self.steering.levers))
             | {"fired": len(self._fires)}
         )
@@ -105,14 +106,12 @@ class RanksDecider(Decider):
         rows = self.ranks.exchange(self._conclusion(thought))
         found = self._reports.common(self._form.read(rows, "code")[:, 0], self.run.steps)
         code |= 0 if found == Reason.NOT_FINITE else found  # on all ranks alike it is the guard's to see to
-        first, moments = rows[:1], self._reports.moments(reports)
-        restorable = bool(moments[0] >= 0 and (moments == moments[0]).all())
-        thought.rollback, thought.stable = (bool(self._form.read(first, name)) for name in ("rollback", "stable"))
-        if thought.rollback and not restorable:
-            self.run.hooks.say(
-                "apart in snapshots", f"ranks could go back to different steps {each(moments)}, so none does"
-            )
-            thought.rollback, code = False, code | Reason.APART
+        first, restorable = rows[:1], self._reports.restorable(reports)
+        thought.health = Health(*(self._form.read(first, "health").T > 0))
+        if self.goes_back(thought.health) and not restorable:
+            moments = each(self._reports.moments(reports))
+            self.run.hooks.say("apart in snapshots", f"ranks could go back to different steps {moments}, so none does")
+            thought.health, code = None, code | Reason.APART
         if code:
             self.listener.state = listened
         return self._act(thought, self._adopt(first, code), measure, restorable)
@@ -138,6 +137,7 @@ class RanksDecider(Decider):
             in_force=digest(in_force.tobytes()),
             scheduled=digest(repr(self.run.scheduled_lr)),
             moment=-1 if self.snapshots is None else self.snapshots.confirmed_step,
+            moments=0 if self.snapshots is None else digest(repr(self.snapshots.steps)),
         )
 
     # --- the second exchange: what each rank has concluded ------------------------------------------------------
@@ -148,10 +148,8 @@ class RanksDecider(Decider):
         if reading is None:
             return thought
         try:
-            health = self.steering.assess(reading)
+            thought.health = self.steering.assess(reading)
             thought.judged = self._standing()
-            thought.rollback = self.snapshots is not None and bool(health.rollback[0])
-            thought.stable = reading.measured is not None and bool(health.stable[0])
             thought.losses = ln_losses(reading) if measure else None
             thought.observation, thought.move = self.answer(reading)
             thought.code = int(np.bitwise_or.reduce(thought.move.reasons[0])) & int(Reason.LATE)
@@ -165,8 +163,17 @@ class RanksDecider(Decider):
     def _conclusion(self, thought: Thought) -> np.ndarray:
         move = thought.move or self.steering.hold()
         fired = [name in move.fired and bool(move.fired[name][0]) for name in self._fires]
-        flags = {name: getattr(thought, name) for name in ("code", "rollback", "stable", "judged")}
-        said = {**flags, "decided": self._standing(), "fired": fired, "refused": move.refused}
+        health = (
+            [bool(getattr(thought.health, name)[0]) for name in HEALTH] if thought.health else [False] * len(HEALTH)
+        )
+        said = {
+            "code": thought.code,
+            "health": health,
+            "judged": thought.judged,
+            "decided": self._standing(),
+            "fired": fired,
+            "refused": move.refused,
+        }
         return self._form.row(said | {name: getattr(move, name) for name in MOVE})
 
     def _standing(self) -> np.ndarray:
@@ -198,15 +205,18 @@ class RanksDecider(Decider):
 
     def _act(self, thought: Thought, move: Move, measure: bool, restorable: bool) -> Outcome:
         """Goes back or notes the moment, then lets events happen: on every rank."""
-        snapshots, self._failed = self.snapshots, False
-        if snapshots is not None and thought.rollback:
-            self.safely("going back", lambda: _ignore(snapshots.restore()))
-        elif snapshots is not None and thought.stable:
-            super().safely("taking a snapshot", lambda: snapshots.take(self.run.steps))
+        snapshots, health, self._failed = self.snapshots, thought.health, False
+        goes_back = health is not None and self.goes_back(health)
+        if snapshots is not None and health is not None:
+            safely = self.safely if goes_back else super().safely  # without a snapshot all can go on
+            safely(
+                "going back" if goes_back else "taking a snapshot",
+                lambda: _follow(snapshots, health, self.run.steps, measure),
+            )
         self.pass_on(measure)
         wanted = [name for name, runs in move.fired.items() if runs[0] and (restorable or name == "reset_moments")]
         fired = self.events.happen(wanted)
-        if thought.rollback or wanted:
+        if goes_back or wanted:
             failed = self.ranks.exchange([self._failed])[:, 0] > 0
             if failed.any() and not failed.all():
                 raise PartedError(f"{named(np.flatnonzero(failed))} could not change its weights as the others did")
@@ -214,7 +224,7 @@ class RanksDecider(Decider):
             observation=thought.observation,
             move=move,
             losses=thought.losses,
-            rolled_back=thought.rollback and not self._failed,
+            rolled_back=goes_back and not self._failed,
             fired=fired,
         )
 
@@ -228,5 +238,5 @@ class RanksDecider(Decider):
         return Outcome(observation=None, move=move, losses=None, rolled_back=False)
 
 
-def _ignore(value: object) -> None:
-    del value
+def _follow(snapshots: LiveSnapshots, health: Health, step: int, measured: bool) -> None:
+    snapshots.follow(health, step, measured)

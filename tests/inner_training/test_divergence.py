@@ -27,7 +27,12 @@ def test_what_comes_out_of_the_blue_is_not_blamed_on_the_rate() -> None:
     assert caution == [1.0] * 5 and made.rollbacks[0] == 1
 
 
-@pytest.mark.parametrize("start", [[], [CALM], [CALM, CALM, SUDDEN], [CALM, CALM, BURST]])
+def test_a_fault_of_a_few_steps_may_lie_across_two_intervals() -> None:
+    _, caution, made = judged(GuardConfig(), CALM, CALM, SUDDEN, [1.0, np.nan, np.nan], CALM, CALM)
+    assert caution == [1.0] * 6 and made.rollbacks[0] == 2
+
+
+@pytest.mark.parametrize("start", [[], [CALM], [CALM, CALM, SUDDEN, SUDDEN], [CALM, CALM, BURST]])
 def test_without_calm_before_it_is(start: list[list[float]]) -> None:
     _, caution, _ = judged(GuardConfig(), *start, SUDDEN)
     assert caution[-1] == pytest.approx((caution[-2] if start else 1.0) * 0.3)

@@ -194,13 +194,18 @@ def test_a_stateful_scheduler_is_rolled_back_with_its_rate_or_goes_on(together: 
     assert not torch.equal(loop.weights(), before), "the optimizer still trains the model, not copies of it"
 
 
-def test_a_lost_run_gets_its_base_schedule_back() -> None:
+def test_a_lost_run_gets_its_last_sound_weights_and_its_base_schedule_back(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.WARNING, "trimtab")
     loop = Loop(sgd)
     policy = Scripted([[0.5]], decide_every=10)
     loop.controller = attach(loop.optimizer, policy=policy, guard=GuardConfig(rollback_budget=1))
+    sound = loop.weights()
     for step in range(40):
         loop.step(spoil=math.nan if step % 10 == 3 else None)
-    assert [decision.rolled_back for decision in loop.decisions[9::10]] == [True, False, False, False]
+        if step == 19:
+            assert torch.equal(loop.weights(), sound), "one last time, whatever the budget"
+    assert [decision.rolled_back for decision in loop.decisions[9::10]] == [True, True, False, False]
+    assert [record.message for record in caplog.records if "no rollback left" in record.message]
     assert loop.controller.multipliers == {"lr": 1.0}
     assert "stands back" in loop.decisions[-1].reason
     assert not loop.decisions[-1].acted and loop.decisions[19].acted
