@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,13 +12,29 @@ from torch import Tensor
 
 from trimtab.inner_training.events import pull_of
 from trimtab.inner_training.live_snapshot import LiveSnapshots
+from trimtab.inner_training.own_step import own_step
 
 Safely = Callable[[str, Callable[[], None]], None]
 
 
+MOMENTS = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "exp_inf", "momentum_buffer")
+CORRECTED = {"exp_avg_sq", "exp_inf"}  # moments whose first values are corrected by the count of updates
+
+
+def has_moments(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether an optimizer keeps moments that it can do without.
+
+    Others keep what is no moment under whatever name: a second sequence of weights, where the weights began, sums of squares
+    without which the next step would be far too large.
+    """
+    if own_step(optimizer) is not None:
+        return False
+    return any(isinstance(state, dict) and not state.keys().isdisjoint(MOMENTS) for state in optimizer.state.values())
+
+
 @torch.no_grad()
 def forget_moments(optimizer: torch.optim.Optimizer) -> None:
-    """Puts every number of the optimizer's state to zero, in place: moments, and counts of updates.
+    """Puts the moments in an optimizer's state to zero, in place, and the count of updates where that corrects them.
 
     >>> weight = torch.nn.Parameter(torch.ones(2))
     >>> optimizer = torch.optim.Adam([weight])
@@ -28,11 +45,22 @@ def forget_moments(optimizer: torch.optim.Optimizer) -> None:
     {'step': 0.0, 'exp_avg': 0.0, 'exp_avg_sq': 0.0}
     """
     for state in optimizer.state.values():
-        for name, held in state.items() if isinstance(state, dict) else ():
-            if isinstance(held, Tensor):
-                held.zero_()
-            elif isinstance(held, int | float) and not isinstance(held, bool):
-                state[name] = type(held)(0)
+        if not isinstance(state, dict):
+            continue
+        for name in state.keys() & set(MOMENTS):
+            if isinstance(state[name], Tensor):
+                state[name].zero_()
+        if state.keys() & CORRECTED:
+            _fill(state, "step", 0)
+            _fill(state, "mu_product", 1)  # of NAdam, over the updates so far
+
+
+def _fill(state: dict[str, Any], name: str, value: int) -> None:
+    held = state.get(name)
+    if isinstance(held, Tensor):
+        held.fill_(value)
+    elif held is not None:
+        state[name] = type(held)(value)
 
 
 class LiveAnchor:
@@ -80,7 +108,9 @@ class LiveEvents:
     def happen(self, fired: Iterable[str]) -> tuple[str, ...]:
         """Does the events named; gives those that can be done here."""
         snapshots = self._snapshots
-        doings: dict[str, Callable[[], object]] = {"reset_moments": lambda: forget_moments(self._optimizer)}
+        doings: dict[str, Callable[[], object]] = {}
+        if has_moments(self._optimizer):
+            doings["reset_moments"] = lambda: forget_moments(self._optimizer)
         if snapshots is not None and not snapshots.empty:
             doings |= {"anchor": lambda: self.anchor.drop(snapshots), "rollback": snapshots.restore}
         done = tuple(name for name in fired if self._act and name in doings)

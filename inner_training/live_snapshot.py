@@ -61,6 +61,21 @@ def _entry(held: Any, key: Any) -> Any:
     return held.get(key) if isinstance(held, dict) else None
 
 
+def schedules(other: Any, optimizer: torch.optim.Optimizer) -> bool:
+    """Whether an object is a scheduler of an optimizer, wrapped or not, as those of Accelerate are.
+
+    >>> optimizer = torch.optim.SGD([torch.zeros(1)], lr=0.1)
+    >>> schedules(torch.optim.lr_scheduler.StepLR(optimizer, 5), optimizer), schedules(torch.nn.Linear(1, 1), optimizer)
+    (True, False)
+    """
+    holders = (other, getattr(other, "scheduler", None))
+    held = [getattr(one, "optimizer", None) for one in holders]
+    for one in holders:
+        several = getattr(one, "optimizers", ())
+        held += several if isinstance(several, list | tuple) else [several]
+    return any(one is optimizer or getattr(one, "optimizer", None) is optimizer for one in held)
+
+
 @dataclass(frozen=True)
 class Moment:
     """Copies of everything that a rollback puts back.
@@ -107,7 +122,7 @@ class LiveSnapshots:
         parameters = sum(one.numel() for group in optimizer.param_groups for one in group["params"])
         self._spacing = usual_spacing(parameters) if spacing is None else spacing
         self._device = device
-        self._schedules = any(getattr(other, "optimizer", None) is optimizer for other in self._stateful)
+        self._schedules = any(schedules(other, optimizer) for other in self._stateful)
         self._candidate: Moment | None = None
         self._confirmed: Moment | None = None
         self._given_up = False  # the candidate is what was given up
@@ -146,6 +161,8 @@ class LiveSnapshots:
             self._keep(step)
             self._given_up = False
             return
+        if self._candidate is not None and not self._has_all(self._candidate):
+            self.clear()  # parameters have come since, which it could not put back
         if self._candidate is not None and step - self._candidate.step < self._spacing:
             return
         oldest, self._confirmed = self._confirmed, self._candidate
@@ -184,6 +201,10 @@ class LiveSnapshots:
             groups=[{key: self._copy(value) for key, value in group.items() if key != "params"} for group in groups],
             others=[copy.deepcopy(other.state_dict()) for other in self._stateful],
         )
+
+    def _has_all(self, moment: Moment) -> bool:
+        held = {id(owner) for owner, _ in moment.parameters}
+        return all(id(one) in held for group in self._optimizer.param_groups for one in group["params"])
 
     def _keep(self, step: int) -> None:
         """Makes the present the candidate, in the memory of the one before."""
@@ -249,12 +270,23 @@ class LiveSnapshots:
                 _put_back(state[owner], held)
             else:
                 state[owner] = _again(held)
-        for other, saved in zip(self._stateful, moment.others, strict=True):
-            other.load_state_dict(copy.deepcopy(saved))
+        failed = self._load_others(moment)
         kind = own_step(self._optimizer)
         for group, values in zip(self._optimizer.param_groups, moment.groups, strict=False):
             if self._schedules:
                 _put_back(group, values, keep="params")
             elif kind is not None:  # what it counts and estimates lies among the hyperparameters
                 group.update({key: _again(values[key]) for key in kind.kept if key in values})
+        if failed:
+            raise RuntimeError(f"the model and its optimizer went back, but not {'; '.join(failed)}")
         return moment.step
+
+    def _load_others(self, moment: Moment) -> list[str]:
+        """Puts the stateful objects back, each for itself, and says of which that failed."""
+        failed = []
+        for other, saved in zip(self._stateful, moment.others, strict=True):
+            try:
+                other.load_state_dict(copy.deepcopy(saved))
+            except Exception as error:  # noqa: BLE001 - of somebody else's code; the others must go back all the same
+                failed.append(f"{type(other).__name__}, which is stateful: {error!r}")
+        return failed

@@ -30,6 +30,29 @@ def default_device() -> torch.device:
     return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
 
 
+class ProcessRandomness:
+    """The random state of the whole process, to be given to ``trimtab.attach(..., stateful=(ProcessRandomness(),))``.
+
+    A rollback then puts it back too, so that dropout and shuffling repeat what they drew. Without it they go on: what led to
+    a spike is not drawn again.
+
+    >>> randomness = ProcessRandomness()
+    >>> saved = randomness.state_dict()
+    >>> first = torch.rand(2)
+    >>> randomness.load_state_dict(saved)
+    >>> torch.equal(first, torch.rand(2))
+    True
+    """
+
+    def state_dict(self) -> dict[str, Any]:
+        """States of torch's generators (of the present accelerator too), numpy's and Python's."""
+        return _present(default_device())
+
+    def load_state_dict(self, states: dict[str, Any]) -> None:
+        """Puts them back."""
+        _put(states, default_device())
+
+
 class OwnRandomness:
     """Random state of one run, which follows from its seed alone, whatever else the process draws.
 

@@ -122,9 +122,11 @@ class Decider:
 
     def _follow(self, health: Health, reading: Reading) -> bool:
         """Does what the guard concluded, and says whether the run was put back."""
-        if self.snapshots is None:
-            return False
-        return self.snapshots.follow(health, self.run.steps, reading.measured is not None)
+        snapshots, goes_back = self.snapshots, self.goes_back(health)
+        if snapshots is not None:
+            what, measured = "going back" if goes_back else "taking a snapshot", reading.measured is not None
+            self.safely(what, lambda: follow(snapshots, health, self.run.steps, measured))
+        return goes_back
 
     def answer(self, reading: Reading) -> tuple[np.ndarray | None, Move]:
         """What the policy saw and did; nothing, where it is not asked."""
@@ -156,3 +158,8 @@ class Decider:
         if measure:
             self.run.next_interval()
             self.safely("pulling to the anchor", self.events.anchor.pull)
+
+
+def follow(snapshots: LiveSnapshots, health: Health, step: int, measured: bool) -> None:
+    """Does what the guard concluded; ``measured``, an interval has ended."""
+    snapshots.follow(health, step, measured)

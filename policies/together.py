@@ -14,10 +14,9 @@ import numpy as np
 import torch
 
 from trimtab.inner_training.guard import Health, Reason
-from trimtab.inner_training.live_snapshot import LiveSnapshots
 from trimtab.inner_training.reading import Reading
 from trimtab.inner_training.steering import Move
-from trimtab.policies.deciding import Decider, Outcome, Parts
+from trimtab.policies.deciding import Decider, Outcome, Parts, follow
 from trimtab.policies.outcomes import Losses, ln_losses
 from trimtab.policies.ranks import PartedError, Ranks, digest, named
 from trimtab.policies.reports import Reports, each
@@ -211,7 +210,7 @@ class RanksDecider(Decider):
             safely = self.safely if goes_back else super().safely  # without a snapshot all can go on
             safely(
                 "going back" if goes_back else "taking a snapshot",
-                lambda: _follow(snapshots, health, self.run.steps, measure),
+                lambda: follow(snapshots, health, self.run.steps, measure),
             )
         self.pass_on(measure)
         wanted = [name for name, runs in move.fired.items() if runs[0] and (restorable or name == "reset_moments")]
@@ -236,7 +235,3 @@ class RanksDecider(Decider):
                            "controller leaves the run, which goes on by its own settings")  # fmt: skip
         move = replace(self.steering.hold(Reason.PARTED), refused=np.array([int(Reason.PARTED)]))
         return Outcome(observation=None, move=move, losses=None, rolled_back=False)
-
-
-def _follow(snapshots: LiveSnapshots, health: Health, step: int, measured: bool) -> None:
-    snapshots.follow(health, step, measured)

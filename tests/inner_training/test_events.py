@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from trimtab.errors import MismatchError, UnknownNameError
 from trimtab.inner_training.events import EVENTS, HALF_LIFE, PULL, REST
 from trimtab.inner_training.guard import Guard, GuardConfig, Reason
 from trimtab.inner_training.levers import resolve_levers
+from trimtab.inner_training.live_events import forget_moments, has_moments
 from trimtab.inner_training.population import Population
 from trimtab.inner_training.task import OptimizerSettings
 from trimtab.policies.attach import attach
@@ -180,3 +182,51 @@ def test_policies_name_events_of_the_table() -> None:
     with pytest.raises(MismatchError, match="rollback"):
         check_policy(Scripted([[1.0]], levers={"rolback": "events"}), "mine")  # type: ignore[dict-item]
     check_policy(Scripted([[1.0]], levers={"rollback": "events"}), "mine")
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda ps: torch.optim.Adagrad(ps, lr=0.1),
+        lambda ps: torch.optim.Rprop(ps),
+        lambda ps: torch.optim.Adadelta(ps),
+        lambda ps: torch.optim.RMSprop(ps, lr=0.01),
+    ],
+    ids=["Adagrad", "Rprop", "Adadelta", "RMSprop"],
+)
+def test_what_is_no_moment_is_not_forgotten(make: Any) -> None:
+    weight = torch.nn.Parameter(torch.ones(3))
+    optimizer = make([weight])
+    weight.grad = torch.ones(3)
+    optimizer.step()
+    before = copy.deepcopy(optimizer.state_dict()["state"])
+    assert not has_moments(optimizer)
+    forget_moments(optimizer)
+    assert str(optimizer.state_dict()["state"]) == str(before)
+
+
+def test_an_optimizer_with_a_sequence_of_its_own_keeps_it() -> None:
+    class AdamWScheduleFree(torch.optim.Adam):
+        """A stand-in: its state is moments by name, and weights."""
+
+    weight = torch.nn.Parameter(torch.ones(3))
+    optimizer = AdamWScheduleFree([weight])
+    weight.grad = torch.ones(3)
+    optimizer.step()
+    assert not has_moments(optimizer)
+
+
+@pytest.mark.parametrize("make", [torch.optim.NAdam, torch.optim.RAdam, torch.optim.Adamax, torch.optim.AdamW])
+def test_steps_after_moments_were_forgotten_are_those_of_a_new_optimizer(make: Any) -> None:
+    first, second = (torch.nn.Parameter(torch.full((3,), 2.0)) for _ in range(2))
+    old, new = make([first], lr=0.1), make([second], lr=0.1)
+    for _ in range(5):
+        first.grad = torch.randn(3, generator=torch.Generator().manual_seed(0))
+        old.step()
+    with torch.no_grad():
+        first.fill_(2.0)
+    forget_moments(old)
+    for _ in range(3):
+        first.grad = second.grad = torch.tensor([1.0, -2.0, 0.5])
+        old.step(), new.step()
+    torch.testing.assert_close(first, second)

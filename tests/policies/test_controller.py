@@ -627,3 +627,80 @@ def test_a_learned_policy_takes_at_most_about_a_hundred_decisions(
     loop = Loop(sgd)
     loop.controller = attach(loop.optimizer, policy=learned(), total_steps=total, decide_every=given)
     assert loop.controller.state_dict()["decide_every"] == wanted
+
+
+def test_what_fails_to_be_kept_or_put_back_is_named_and_spoils_nothing_else(caplog: pytest.LogCaptureFixture) -> None:
+    class Fragile:
+        """Fails when asked to."""
+
+        saves = loads = True
+
+        def state_dict(self) -> dict[str, int]:
+            if not self.saves:
+                raise RuntimeError("no disk")
+            return {"a": 1}
+
+        def load_state_dict(self, state: dict[str, int]) -> None:
+            if not self.loads:
+                raise RuntimeError("no disk")
+
+    class Plain:
+        """Counts what it is given."""
+
+        loaded = 0
+
+        def state_dict(self) -> dict[str, int]:
+            return {}
+
+        def load_state_dict(self, state: dict[str, int]) -> None:
+            self.loaded += 1
+
+    caplog.set_level(logging.WARNING, "trimtab")
+    loop, fragile, plain = Loop(sgd), Fragile(), Plain()
+    policy = Scripted([[0.5]], decide_every=10)
+    loop.controller = attach(loop.optimizer, policy=policy, stateful=(fragile, plain))
+    loop.run(20)
+    fragile.saves = False
+    loop.run(20)
+    assert len(policy.seen) == 6, "the policy is asked all the same"  # once by the check, at first, and at four decisions
+    assert "taking a snapshot failed" in caplog.text and "no disk" in caplog.text
+    fragile.loads = False
+    loop.step(spoil=math.nan)
+    loop.run(9)
+    assert loop.decisions[-1].rolled_back and torch.isfinite(loop.weights()).all() and plain.loaded == 1
+    assert "the model and its optimizer went back, but not Fragile" in caplog.text
+
+
+def test_parameters_that_came_later_are_rolled_back_too() -> None:
+    loop = Loop(sgd)
+    loop.controller = attach(loop.optimizer, policy=Scripted([[0.5]], decide_every=10))
+    loop.run(20)
+    late = torch.nn.Parameter(torch.ones(2))
+    loop.optimizer.add_param_group({"params": [late]})
+    loop.run(10)
+    with torch.no_grad():
+        late.fill_(math.nan)
+    late.grad = torch.zeros(2)
+    loop.run(10)
+    assert loop.decisions[-1].rolled_back and late.tolist() == [1.0, 1.0]
+
+
+def test_a_wrapped_scheduler_goes_back_with_its_rate() -> None:
+    class Wrapped:
+        """As Accelerate wraps them."""
+
+        def __init__(self, scheduler: Any, optimizer: Any) -> None:
+            self.scheduler, self.optimizers = scheduler, [type("Wrapper", (), {"optimizer": optimizer})()]
+            self.state_dict, self.load_state_dict = scheduler.state_dict, scheduler.load_state_dict
+
+    loop = Loop(sgd)
+    scheduler = torch.optim.lr_scheduler.ExponentialLR(loop.optimizer, 0.99)
+    loop.controller = attach(
+        loop.optimizer, policy=Scripted([[0.5]], decide_every=10), stateful=(Wrapped(scheduler, loop.optimizer),)
+    )
+    for step in range(40):
+        loop.step(spoil=math.nan if step == 32 else None)
+        if step < 39:
+            scheduler.step()
+    assert loop.decisions[-1].rolled_back
+    assert loop.optimizer.param_groups[0]["lr"] == pytest.approx(scheduler.base_lrs[0] * 0.99**scheduler.last_epoch)
