@@ -33,6 +33,8 @@ class Reason(IntFlag):
     SWITCHED_OFF = 262144
     SPENT = 524288
     TRYING = 1048576
+    SETBACK = 2097152
+    RESUMED = 4194304
 
 
 REASON_WORDS: dict[Reason, str] = {
@@ -55,7 +57,9 @@ REASON_WORDS: dict[Reason, str] = {
     Reason.OUT_OF_RANGE: "the signals lie outside what the policy met in training, so every lever holds",
     Reason.LATE: "the policy took longer than its time limit, so every lever holds",
     Reason.SPENT: "the rollback that was asked for is not in the budget",
-    Reason.TRYING: "the loss rose suddenly and a stable moment is being tried, so the lever holds",
+    Reason.TRYING: "a stable snapshot is being tried, so the lever holds",
+    Reason.SETBACK: "the loss rose suddenly, so the last stable snapshot was restored",
+    Reason.RESUMED: "the restored snapshot did no better, so it is the data: the run goes on from where it was",
     Reason.SWITCHED_OFF: "the controller is switched off, so the run goes on by its own settings",
 }
 

@@ -250,7 +250,7 @@ class Controller:
         rolled_back: bool,
     ) -> Decision:
         codes = int(np.bitwise_or.reduce(move.reasons[0])) | int(move.refused[0])
-        codes |= Reason.ROLLED_BACK if rolled_back else 0
+        codes |= int(self._steering.guard.befell[0]) if rolled_back else 0
         rolled_back, applied = rolled_back or "rollback" in fired, self.multipliers
         undone = self._named((move.reasons[0] & Reason.UNDONE) > 0)
         answered = not codes & (Reason.FAULT | Reason.LOST | Reason.LATE | Reason.SWITCHED_OFF)
