@@ -6,12 +6,14 @@ from collections.abc import Sequence
 
 import numpy as np
 import pytest
+import torch
 
 from tests.inner_training.problems import SmallDigits
 from tests.inner_training.test_signals import reading
 from trimtab.inner_training.divergence import Divergence, Health
 from trimtab.inner_training.guard import Guard, GuardConfig
 from trimtab.inner_training.levers import LEVERS
+from trimtab.inner_training.live_snapshot import LiveSnapshots
 from trimtab.inner_training.population import Population
 
 CALM, HIGH = [1.0] * 6, [5.0] * 6
@@ -190,3 +192,42 @@ def test_a_population_gives_up_and_resumes() -> None:
     assert (weights()[0] == newest[0]).all()
     runs.restore(neither, both, both)
     assert (weights()[0] == newest[0]).all()
+
+
+def test_a_live_run_gives_up_and_resumes_bit_for_bit() -> None:
+    weight = torch.nn.Parameter(torch.tensor([1.0, -2.0]))
+    optimizer = torch.optim.Adam([weight], lr=0.1)
+    schedule = torch.optim.lr_scheduler.StepLR(optimizer, 2)
+    snapshots = LiveSnapshots(optimizer, None, [schedule], spacing=0)
+
+    def trained() -> list[float]:
+        optimizer.zero_grad()
+        (weight**2).sum().backward()
+        optimizer.step()
+        schedule.step()
+        return present()
+
+    def present() -> list[float]:
+        held = optimizer.state[weight]
+        numbers = torch.cat([weight.detach(), held["exp_avg"], held["exp_avg_sq"], held["step"].reshape(1)])
+        return [*numbers.tolist(), optimizer.param_groups[0]["lr"], schedule.last_epoch]
+
+    moments = []
+    for step in range(3):
+        moments.append(trained())
+        snapshots.take(step)
+    given_up = trained()
+    snapshots.restore(keep=4)
+    assert present() == moments[1]
+    trained()
+    snapshots.resume()
+    assert present() == given_up
+    snapshots.resume()  # nothing is left to resume
+    assert present() == given_up
+    snapshots.take(5), snapshots.restore()
+    assert present() == moments[1]  # what was given up was not confirmed by that
+    snapshots.restore(keep=6), trained(), snapshots.restore()
+    assert present() == moments[1]
+    snapshots.resume()
+    trained(), snapshots.take(7), snapshots.restore(sound=True)
+    assert present() != moments[1]
