@@ -103,5 +103,6 @@ def batched(values: Values, mask: np.ndarray) -> dict[str, Any]:
 def reasons_in_words(episodes: Episodes, result: StepResult, run: int) -> dict[str, str]:
     """Why the guard changed what was proposed, for each lever where it did; ``run`` is what befell the run itself."""
     codes = dict(zip(episodes.action_levers, result.reasons[run].tolist(), strict=True))
-    codes["run"] = Reason.ROLLED_BACK * bool(result.rolled_back[run]) | Reason.LOST * bool(result.diverged[run])
+    befell = int(episodes.steering.guard.befell[run]) if result.rolled_back[run] else 0
+    codes["run"] = befell | Reason.LOST * bool(result.diverged[run])
     return {name: in_words(code) for name, code in codes.items() if code}

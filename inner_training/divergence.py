@@ -7,7 +7,7 @@ from typing import Protocol
 
 import numpy as np
 
-from trimtab.inner_training.guard_config import GuardConfig
+from trimtab.inner_training.guard_config import GuardConfig, Reason
 from trimtab.inner_training.reading import Reading
 from trimtab.inner_training.setbacks import Setbacks
 
@@ -40,6 +40,7 @@ class Health:
         stable: this moment may become a snapshot.
         rollback: the run must be put back now, to the last stable snapshot or, where ``resumed``, to what it was before
             that.
+        setback: it is for a setback, and not because the run has diverged.
         sound: before it is put back its newest snapshot becomes the last stable one.
         kept: what is given up by that is to be kept, for it may be resumed.
         resumed: see there.
@@ -48,10 +49,17 @@ class Health:
 
     stable: np.ndarray
     rollback: np.ndarray
+    setback: np.ndarray
     sound: np.ndarray
     kept: np.ndarray
     resumed: np.ndarray
     lost: np.ndarray
+
+    @property
+    def reasons(self) -> np.ndarray:
+        """(N,) ``Reason`` codes of what befell the runs."""
+        code = np.where(self.setback, Reason.SETBACK, Reason.ROLLED_BACK)
+        return np.where(self.resumed, Reason.RESUMED, np.where(self.rollback, code, 0))
 
     def carry_out(self, runs: Restorable) -> None:
         """Takes snapshots and puts runs back."""
@@ -152,6 +160,7 @@ class Divergence:
         return Health(
             stable=calm & ~setback.unsure & ~setback.resumed,
             rollback=rollback | setback.resumed,
+            setback=setback.rollback,
             sound=sound & rollback & (sudden | setback.rollback),
             kept=setback.kept,
             resumed=setback.resumed,

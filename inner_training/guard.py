@@ -28,6 +28,7 @@ class Guard:
         moderation: what becomes of proposed moves.
         trials: moves that may yet be taken back.
         trying: (N,) bool, runs in which a stable moment is being tried after a setback, or has just been given up again.
+        befell: (N,) ``Reason`` codes of what befell the runs themselves at the last decision.
         ceiling: (N,) the envelope's limit on the factor by which the scheduled learning rate is multiplied; infinite
             without an envelope.
     """
@@ -39,14 +40,15 @@ class Guard:
         self.trials = Trials(config.trial, config.trial_rise, num_runs, len(self.levers))
         self.ceiling = np.full(num_runs, np.inf)
         self._curvature = np.full(num_runs, np.nan)
-        self.trying = np.zeros(num_runs, dtype=bool)
+        self.trying, self.befell = np.zeros(num_runs, dtype=bool), np.zeros(num_runs, dtype=np.int64)
         self._since: dict[str, np.ndarray] = {}  # decisions that each event still rests
 
     def reset(self, mask: np.ndarray) -> None:
         """Starts the runs in ``mask`` (bool, (N,)) afresh."""
         for part in self._parts.values():
             part.reset(mask)
-        self._curvature[mask], self.ceiling[mask], self.trying[mask] = np.nan, np.inf, False
+        self._curvature[mask], self.ceiling[mask] = np.nan, np.inf
+        self.trying[mask], self.befell[mask] = False, 0
         for rest in self._since.values():
             rest[mask] = 0
 
@@ -77,9 +79,9 @@ class Guard:
         """Judges the interval just finished (see ``Divergence.judge``); before the first one there is nothing to judge."""
         nothing = np.zeros(reading.num_runs, dtype=bool)
         if reading.measured is None:
-            return Health(~self.lost, nothing, nothing, nothing, nothing, self.lost.copy())
+            return Health(~self.lost, nothing, nothing, nothing, nothing, nothing, self.lost.copy())
         health = self.divergence.judge(reading)
-        self.trying = health.kept | health.resumed
+        self.trying, self.befell = health.kept | health.resumed, health.reasons
         self.moderation.pass_on(health.rollback & ~self.trying)
         for rest in self._since.values():
             np.maximum(rest - 1, 0, out=rest)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from enum import IntFlag
 
-from trimtab.errors import out_of_range
+from trimtab.errors import RangeError, check_whole, out_of_range
 
 
 class Reason(IntFlag):
@@ -36,6 +36,8 @@ class Reason(IntFlag):
     APART = 2097152
     PARTED = 4194304
     TRYING = 8388608
+    SETBACK = 16777216
+    RESUMED = 33554432
 
 
 REASON_WORDS: dict[Reason, str] = {
@@ -58,7 +60,9 @@ REASON_WORDS: dict[Reason, str] = {
     Reason.OUT_OF_RANGE: "the signals lie outside what the policy met in training, so every lever holds",
     Reason.LATE: "the policy took longer than its time limit, so every lever holds",
     Reason.SPENT: "the rollback that was asked for is not in the budget",
-    Reason.TRYING: "the loss rose suddenly and a stable moment is being tried, so the lever holds",
+    Reason.TRYING: "a stable snapshot is being tried, so the lever holds",
+    Reason.SETBACK: "the loss rose suddenly, so the last stable snapshot was restored",
+    Reason.RESUMED: "the restored snapshot did no better, so it is the data: the run goes on from where it was",
     Reason.SWITCHED_OFF: "the controller is switched off, so the run goes on by its own settings",
     Reason.ABSTAINED: "a rank abstained, so every rank holds",
     Reason.APART: "the ranks differ in steps, levers, weights or snapshots, so every rank holds",
@@ -100,6 +104,21 @@ LIMITS: dict[str, tuple[float, float]] = {
     "decay_factor": (1e-9, 1e4),
     "decay_after": (1, 10**9),
 }
+
+
+def _check(name: str, value: object, kinds: set[str]) -> None:
+    """Raises ``RangeError`` unless a setting is of its kind and in its range."""
+    if value is None and "None" in kinds:
+        return
+    if "bool" in kinds:
+        if not isinstance(value, bool):
+            raise RangeError(f"{name} is {value!r}; it must be True or False")
+        return
+    low, high = LIMITS[name]
+    if "int" in kinds:
+        check_whole(name, value, int(low))
+    if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
+        raise out_of_range(name, value, low, high)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,10 +190,8 @@ class GuardConfig:
     decay_after: int = 100
 
     def __post_init__(self) -> None:
-        for name, (low, high) in LIMITS.items():
-            value = getattr(self, name)
-            if value is not None and not low <= value <= high:
-                raise out_of_range(name, value, low, high)
+        for one in fields(self):
+            _check(one.name, getattr(self, one.name), set(str(one.type).split(" | ")))
 
     @classmethod
     def bare(cls) -> GuardConfig:

@@ -224,7 +224,7 @@ class Controller:
     def _note(self, step: int, outcome: Outcome, before: Mapping[str, float], after: Mapping[str, float]) -> Decision:
         move, observation, fired = outcome.move, outcome.observation, outcome.fired
         codes = int(np.bitwise_or.reduce(move.reasons[0])) | int(move.refused[0])
-        codes |= Reason.ROLLED_BACK if outcome.rolled_back else 0
+        codes |= int(self._steering.guard.befell[0]) if outcome.rolled_back else 0
         rolled_back, applied = outcome.rolled_back or "rollback" in fired, self.multipliers
         undone = self._named((move.reasons[0] & Reason.UNDONE) > 0)
         answered = not codes & HELD

@@ -62,6 +62,7 @@ def rows_of(found: dict[str, Faults], seed: int) -> dict[str, Any]:
             group: {
                 kind: {policy: measure.figures(joined(names, (kind,), policy), seed) for policy in policies}
                 for kind in DISTURBANCES
+                if len(joined(names, (kind,), policies[0]).recovered)  # none may end in time in a very short study
             }
             for group, names in groups.items()
         },

@@ -11,7 +11,7 @@ import numpy as np
 from experiments.faults import measure
 from experiments.faults.cases import HARMLESS, LASTING, Case, faulty, seeds, shortened, small_batches
 from experiments.faults.measure import Outcome, References
-from experiments.faults.play import NONE, Arena, Played, at_rates
+from experiments.faults.play import NONE, SLOTS, Arena, Played, at_rates
 
 from trimtab.inner_training.disturbances import DISTURBANCES, Event
 from trimtab.inner_training.task import Instance
@@ -26,6 +26,7 @@ SHIFTING = "shifted-digits"
 SEQUENCES = ("permuted-digits", "class-incremental-digits", "alternating-classes")
 PERFECT, FRESH = "perfect rollback", "fresh start"
 TRANSIENT = tuple(kind for kind in DISTURBANCES if kind not in (LASTING, *HARMLESS))
+FEW = 20  # runs side by side, at least
 TUNED_ON = 24  # instances of training
 SCORES = ("forgetting", "last_score", "phase_score")
 
@@ -47,6 +48,11 @@ class Setting:
     held_out: bool
     policies: tuple[str, ...] = POLICIES
     keep: Path | None = None
+
+    @property
+    def slots(self) -> int:
+        """Runs side by side: a hundred, or of a quick look as few as need no compiler."""
+        return min(SLOTS, max(self.runs, FEW))
 
     def played(self, name: str, make: Callable[[], Played]) -> Played:
         """What was played before under this name, or is played now."""
@@ -95,7 +101,7 @@ class Faults:
 
 def faults(name: str, setting: Setting) -> tuple[Faults, dict[str, Any]]:
     """Every kind of fault on one family, under every policy."""
-    arena = Arena(small_batches(name), min(100, setting.runs))
+    arena = Arena(small_batches(name), setting.slots)
     instances, rates = drawn(arena, setting, budget=True)
     cases = [Case(instance) for instance in instances]
     blocks: dict[str, list[Case]] = {
@@ -131,7 +137,7 @@ def _contest(arena: Arena, name: str, policy: str, cases: Sequence[Case], settin
 def shifts(name: str, setting: Setting) -> dict[str, Any]:
     """A shift that lasts: inputs that are shifted to the end of the budget, or the second phase of ``SHIFTING``."""
     phased = name == SHIFTING
-    arena = Arena(small_batches(name), min(100, setting.runs))
+    arena = Arena(small_batches(name), setting.slots)
     instances, _ = drawn(arena, setting, budget=not phased)
     if phased:
         begins = [Event("slow-steps", one.all_phases[1].first_step, 1, 1.0) for one in instances]  # marks the place
@@ -157,7 +163,7 @@ def shifts(name: str, setting: Setting) -> dict[str, Any]:
 
 def forgetting(name: str, setting: Setting) -> dict[str, Any]:
     """A sequence of tasks with and without the anchor, alone and in the composite that has it."""
-    arena = Arena(small_batches(name), min(100, setting.runs))
+    arena = Arena(small_batches(name), setting.slots)
     instances, _ = drawn(arena, setting, budget=False)
     calm = [Case(instance) for instance in instances]
     levers = arena.scenario.levers

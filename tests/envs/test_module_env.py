@@ -190,7 +190,7 @@ def test_an_injected_nan_is_rolled_back() -> None:
         weights.append(nn.utils.parameters_to_vector(module_of(env).parameters()).detach().clone())
     assert [rolled for rolled, _ in outcomes] == [False, False, False, True] + [False] * 4
     assert [end for _, end in outcomes] == [False] * 7 + [True]
-    assert torch.equal(weights[3], weights[1]), "the moment before the last stable one"
+    assert torch.equal(weights[3], weights[2]), "the newest moment, which its first losses have confirmed"
     assert finite(module_of(env)) and "rolled" not in info["run"] and info["run"]["rollbacks"] == 1
     assert "the run diverged" in module_reason(env, of(small(40, lambda step: step == 2)))
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -234,3 +237,24 @@ def test_settings_out_of_range_are_refused(name: str) -> None:
         with pytest.raises(RangeError, match=name):
             GuardConfig(**{name: value})
     assert getattr(GuardConfig(**{name: high}), name) == high
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("rollback_budget", None),
+        ("rollback_budget", 2.5),
+        ("rest", 1.5),
+        ("trial", 2.5),
+        ("backoff", None),
+        ("explosion", "10"),
+        ("explosion", math.nan),
+        ("smoothing", [0]),
+        ("joint", None),
+        ("rollback", "yes"),
+        ("recovery", True),
+    ],
+)
+def test_settings_of_another_kind_are_refused_by_name(name: str, value: Any) -> None:
+    with pytest.raises(RangeError, match=f"^{name} is "):
+        GuardConfig(**{name: value})

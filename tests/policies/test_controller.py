@@ -662,7 +662,9 @@ def test_what_fails_to_be_kept_or_put_back_is_named_and_spoils_nothing_else(capl
     loop.run(20)
     fragile.saves = False
     loop.run(20)
-    assert len(policy.seen) == 6, "the policy is asked all the same"  # once by the check, at first, and at four decisions
+    assert len(policy.seen) == 6, (
+        "the policy is asked all the same"
+    )  # once by the check, at first, and at four decisions
     assert "taking a snapshot failed" in caplog.text and "no disk" in caplog.text
     fragile.loads = False
     loop.step(spoil=math.nan)
