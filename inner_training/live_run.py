@@ -96,6 +96,7 @@ class LiveRun:
     def detach(self) -> None:
         """Leaves optimizer and model as they were."""
         self.hooks.detach()
+        self._values.detach()
         self._further.detach()
 
     # --- around a step ------------------------------------------------------------------------------------------
@@ -163,8 +164,8 @@ class LiveRun:
 
     @property
     def scheduled_lr(self) -> list[float]:
-        """The scheduled learning rate of each parameter group now."""
-        return [float(group["lr"]) for group in self.optimizer.param_groups]
+        """The scheduled learning rate of each parameter group now, also while a step is under way."""
+        return [float(self._values.scheduled(group)["lr"]) for group in self.optimizer.param_groups]
 
     def base(self, levers: Sequence[Lever]) -> dict[str, np.ndarray]:
         """Base value (1,) of each hyperparameter, from the first group that has it; 0 where none has.
@@ -177,7 +178,8 @@ class LiveRun:
         return {name: np.full(1, value) for name, value in {**first, "lr": values["lr"][0], CLIP: np.inf}.items()}
 
     def _held(self, hyperparameter: str) -> list[Any]:
-        found = [read_value(group, hyperparameter) for group in self.optimizer.param_groups]
+        scheduled = self._values.scheduled
+        found = [read_value(scheduled(group), hyperparameter) for group in self.optimizer.param_groups]
         return [value for value in found if value is not None]
 
     def available(self, lever: Lever) -> bool:
