@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from trimtab.inner_training.guard import Reason, in_words
-from trimtab.inner_training.live_run import LiveRun, as_scalar
+from trimtab.inner_training.live_run import LiveRun
 from trimtab.inner_training.live_snapshot import LiveSnapshots
 from trimtab.inner_training.measurements import needs_of
 from trimtab.inner_training.module_parts import check_deadline
@@ -25,6 +25,8 @@ from trimtab.policies.plain import from_plain, to_plain
 from trimtab.policies.ranks import Ranks
 from trimtab.policies.together import RanksDecider
 from trimtab.policies.trail import Decision, Event, Trail
+
+PATIENCE = 20  # calls without an optimizer step, at least, after which their losses are looked at
 
 
 class Controller:
@@ -50,6 +52,7 @@ class Controller:
         signals = resolve_signals(self._policy.signals)
         self._steering = attachment.steering_of(settings, signals, optimizer)
         self._decided_at, self._detached, self._enabled = 0, False, True
+        self._patience = max(PATIENCE, 2 * settings.decide_every)
         self._snapshots = None
         if settings.mode == "act" and settings.guard.rollback:
             self._snapshots = LiveSnapshots(optimizer, settings.model, settings.stateful)
@@ -92,21 +95,39 @@ class Controller:
             val_loss: validation loss, whenever one was measured.
 
         Raises:
-            UserError: a loss is neither a number nor a tensor.
+            UserError: a loss is neither a number nor a tensor, and none that is has been noted yet; later that is said
+                once, and the interval counts as unmeasured.
         """
         if self._detached:
             return self._between
         if val_loss is not None:
-            self._decider.val_loss = as_scalar("val_loss", val_loss)
-        recorded = self._run.record(loss)
-        if not recorded or self._run.steps - self._decided_at < self._settings.decide_every:
+            known = self._run.losses.readable("val_loss", val_loss)
+            self._decider.val_loss = self._decider.val_loss if known is None else known
+        if not self._run.record(loss):
+            return self._between if len(self._run.losses.idle) < self._patience else self._idle()
+        if self._run.steps - self._decided_at < self._settings.decide_every:
             return self._between
         return self._decide(measure=self._run.position >= self._window)
+
+    def _idle(self) -> Decision:
+        """Many calls without an optimizer step: a gradient scaler skips every step of a run whose weights are not finite."""
+        if not self._decider.stalled():
+            return self._between
+        self._run.hooks.say("stalled", f"{self._patience} calls of controller.step came without an optimizer step, and no "
+                            "loss among them was finite: the run counts as diverged, as it does whenever that happens "
+                            "again")  # fmt: skip
+        self._run.give_up()
+        return self._decide(measure=True)
 
     @property
     def steps(self) -> int:
         """Optimizer steps done; those that a gradient scaler skipped are none."""
         return self._run.steps
+
+    @property
+    def told(self) -> bool:
+        """Whether the loss of a step has been noted yet."""
+        return self._run.losses.step > 0
 
     @property
     def multipliers(self) -> dict[str, float]:

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from trimtab.inner_training.guard import Health, Reason
 from trimtab.inner_training.live_events import LiveEvents
-from trimtab.inner_training.live_run import LiveRun, check_readable
+from trimtab.inner_training.live_losses import check_readable
+from trimtab.inner_training.live_run import LiveRun
 from trimtab.inner_training.live_snapshot import LiveSnapshots
 from trimtab.inner_training.reading import Reading
 from trimtab.inner_training.steering import Move, Steering
@@ -79,6 +80,10 @@ class Decider:
     def enabled(self, wanted: bool) -> bool:
         """Whether the controller is switched on; ``wanted`` is what this process was told."""
         return wanted
+
+    def stalled(self) -> bool:
+        """Whether all the losses that came without an optimizer step were not finite."""
+        return self.run.losses.stalled()
 
     def decide(self, *, measure: bool, wanted: bool) -> Outcome:
         """Takes a decision.

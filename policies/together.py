@@ -82,6 +82,14 @@ class RanksDecider(Decider):
 
         super().safely(what, noted)
 
+    def stalled(self) -> bool:
+        """Whether they were on every rank; ranks skip the same steps, so they ask at the same time."""
+        own = super().stalled()
+        try:
+            return bool(self.ranks.exchange([own]).all())
+        except PartedError:
+            return True  # the decision will say so
+
     def decide(self, *, measure: bool, wanted: bool) -> Outcome:
         """Takes a decision together with the other ranks; after the first that fails there are no more."""
         try:

@@ -115,8 +115,8 @@ class TrimtabAlgorithm:
             self._start(state)
         elif now == VALIDATED:
             self._validated(state)
-        elif now == BATCH and TOTAL in state.total_loss_dict:
-            self._hosted.note(state.total_loss_dict[TOTAL])
+        elif now == BATCH and (loss := self._loss(state)) is not None:
+            self._hosted.note(loss)
             decision = self._hosted.step()
             return int(decision is not None and decision.acted)
         return 0
@@ -140,6 +140,13 @@ class TrimtabAlgorithm:
             also=() if scaler is None else (scaler,),
         )
         self._optimizer = optimizer
+
+    def _loss(self, state: Any) -> Any:
+        """The batch's loss. Composer does not tell that of a batch whose step the scaler skipped; what stands there then
+        is an earlier one, so it is that of the last micro-batch."""
+        skipped = self._hosted.controller is not None and self._hosted.controller.steps == self._hosted.seen
+        last = getattr(state, "loss", None)
+        return last if skipped and last is not None else state.total_loss_dict.get(TOTAL)
 
     def _validated(self, state: Any) -> None:
         for metrics in state.eval_metrics.values():

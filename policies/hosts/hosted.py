@@ -71,6 +71,7 @@ class Hosted:
 
     Attributes:
         controller: the present one, or that of the training that ended last; None before the first.
+        seen: its optimizer steps when it was last told of one.
     """
 
     def __init__(self, options: HostOptions) -> None:
@@ -79,7 +80,7 @@ class Hosted:
         self._saved: Mapping[str, Any] | None = None  # to be loaded when the optimizer exists
         self._losses: list[Tensor | float] = []
         self._val_loss: Tensor | float | None = None
-        self._seen = 0
+        self.seen = 0
 
     def begin(
         self, optimizer: Any, model: nn.Module | None, *, host: Any, total_steps: int | None, also: Sequence[Any] = ()
@@ -118,7 +119,7 @@ class Hosted:
                 controller.detach()
                 raise
         self._losses.clear()
-        self.controller, self._seen = controller, controller.steps
+        self.controller, self.seen = controller, controller.steps
         return controller
 
     def note(self, loss: Tensor | float) -> None:
@@ -134,24 +135,35 @@ class Hosted:
         """Whether there is a loss since the last step."""
         return bool(self._losses)
 
+    @property
+    def told(self) -> bool:
+        """Whether the controller has been told a loss yet."""
+        return self.controller is not None and self.controller.told
+
     def step(self, *, total: bool = False) -> Decision | None:
         """Tells the controller of an optimizer step; None where there was none, as when a gradient scaler skipped it.
+
+        The loss of a step without one is unknown; the first must have one to be told of.
 
         Args:
             total: the loss is the sum of what was noted, not its mean.
         """
         losses, controller = self._losses, self.controller
-        if controller is None or controller.steps == self._seen or not losses:
+        if controller is None:
             losses.clear()
             return None
-        self._seen = controller.steps
-        loss = losses[0]
+        done, self.seen = controller.steps > self.seen, controller.steps
+        loss: Any = losses[0] if losses else None
         if len(losses) > 1:
             summed = torch.stack([torch.as_tensor(one).float().mean() for one in losses]).sum()
             loss = summed if total else summed / len(losses)
         losses.clear()
-        val_loss, self._val_loss = self._val_loss, None
-        return controller.step(loss, val_loss)
+        if done:
+            val_loss, self._val_loss = self._val_loss, None
+            return None if loss is None and not controller.told else controller.step(loss, val_loss)
+        if loss is not None and controller.steps > 0:  # it counts those, in case that no step is done any more
+            controller.step(loss)
+        return None
 
     def end(self) -> None:
         """Leaves the optimizer as it was; the controller can still be asked for its summary and its state."""

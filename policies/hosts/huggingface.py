@@ -183,7 +183,7 @@ class HuggingFaceHooks:
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Tells the controller of an optimizer step, unless a gradient scaler skipped it."""
-        if not self._hosted.noted:
+        if not self._hosted.noted and not self._hosted.told:
             raise UserError(
                 "no loss was found in the model's output; call callback.follow(trainer) before trainer.train() where "
                 "the loss is computed outside of the model"

@@ -401,7 +401,13 @@ def in_three(kind: str, rate: Any) -> torch.optim.Optimizer:
 @pytest.mark.filterwarnings("ignore:.torch.jit.*:DeprecationWarning")  # torch's own, on its first compilation
 @pytest.mark.parametrize(
     ("kind", "tensor", "compiled"),
-    [("sgd", False, False), ("sgd", True, False), ("adamw", False, False), ("adamw", True, False), ("adamw", True, True)],
+    [
+        ("sgd", False, False),
+        ("sgd", True, False),
+        ("adamw", False, False),
+        ("adamw", True, False),
+        ("adamw", True, True),
+    ],
 )
 def test_a_checkpoint_taken_inside_a_step_holds_the_scheduled_values(kind: str, tensor: bool, compiled: bool) -> None:
     torch.compiler.reset()
