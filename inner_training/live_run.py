@@ -73,6 +73,10 @@ class LiveRun:
         """Takes further measurements, as ``Population.measure``; without the model, on gradients alone."""
         self._further.choose(names, model, every)
 
+    def before_first(self, act: Callable[[], None]) -> None:
+        """Calls ``act`` once before the next step."""
+        self._before_first = act
+
     def detach(self) -> None:
         """Leaves optimizer and model as they were."""
         self.hooks.detach()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 from weakref import WeakSet
@@ -12,7 +12,7 @@ from weakref import WeakSet
 import torch
 from torch import nn
 
-from trimtab.errors import MismatchError, UserError, check_whole, unknown
+from trimtab.errors import UserError, check_whole, unknown
 from trimtab.inner_training.activations import SEEN
 from trimtab.inner_training.energy import step_energy
 from trimtab.inner_training.guard import GuardConfig
@@ -22,6 +22,7 @@ from trimtab.inner_training.own_step import own_step
 from trimtab.inner_training.signals import Signal, lever_signals
 from trimtab.inner_training.steering import Steering
 from trimtab.policies.audit import AuditFile
+from trimtab.policies.identity import identity_of
 from trimtab.policies.network import LearnedPolicy, ranges_of
 from trimtab.policies.policy import Policy
 from trimtab.policies.registry import check_policy, load_policy
@@ -29,7 +30,7 @@ from trimtab.policies.rules import RULES
 
 Mode = Literal["act", "advise"]
 UNMEASURED = ("progress", "base", "scale", "levers")  # groups of signals that need no telemetry
-FORMAT = 2  # of a saved state
+FORMAT = 3  # of a saved state
 SWITCH = "TRIMTAB_OFF"  # environment variable that switches every controller of a process off
 DECIDE_EVERY = 10  # optimizer steps per decision where neither the user nor the policy says otherwise
 ATTACHED: WeakSet[torch.optim.Optimizer] = WeakSet()  # optimizers that have a controller
@@ -60,11 +61,10 @@ class Attachment:
             "format": FORMAT,
             "optimizer": type(optimizer).__name__,
             "parameter groups": [[len(group), sum(group)] for group in sizes],  # tensors and numbers in each
-            "policy": self.policy.name,
+            **identity_of(self.policy),
             "levers": dict(self.policy.levers),
             "signals": list(self.policy.signals),
             "decide_every": self.decide_every,
-            "mode": self.mode,
         }
 
 
@@ -239,25 +239,3 @@ def check_audit(path: str | os.PathLike[str] | None) -> AuditFile | None:
     if not isinstance(path, str | os.PathLike):
         raise UserError(f"audit is a {type(path).__name__}; it must be a path, an AuditFile, or None")
     return AuditFile(path)
-
-
-def check_state(state: Mapping[str, Any], identity: Mapping[str, Any], scheduled_lr: Sequence[float]) -> None:
-    """Raises ``MismatchError`` unless a saved state belongs to this controller and to the schedule as it is now.
-
-    Args:
-        state: what ``Controller.state_dict`` gave.
-        identity: the entries that must be equal.
-        scheduled_lr: the scheduled learning rate of each parameter group now.
-    """
-    for key, value in identity.items():
-        if not isinstance(state, Mapping) or key not in state:
-            raise MismatchError(f"this is not the state of a controller: it has no {key!r}")
-        if state[key] != value:
-            raise MismatchError(f"the state was saved with {key} {state[key]!r}, but this controller has {value!r}")
-    now = [scheduled * float(state["lr_multiplier"]) for scheduled in scheduled_lr]
-    saved = [float(rate) for rate in state["effective_lr"]]
-    if len(now) != len(saved) or not all(math.isclose(a, b, rel_tol=1e-6) for a, b in zip(now, saved, strict=True)):
-        raise MismatchError(
-            f"the effective learning rate would be {now}, but it was {saved} when the state was saved; restore the "
-            "optimizer and its scheduler before the controller"
-        )

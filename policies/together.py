@@ -213,7 +213,7 @@ class RanksDecider(Decider):
             super().safely("taking a snapshot", lambda: snapshots.take(self.run.steps))
         self.pass_on(measure)
         wanted = [name for name, runs in move.fired.items() if runs[0] and (restorable or name == "reset_moments")]
-        fired = self.events.happen(wanted)
+        fired = self.happen(wanted)
         if thought.rollback or wanted:
             failed = self.ranks.exchange([self._failed])[:, 0] > 0
             if failed.any() and not failed.all():
