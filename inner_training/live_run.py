@@ -41,6 +41,7 @@ class LiveRun:
         lr_multiplier: factor on the scheduled learning rate of every group, from the next step on.
         clip: gradient clip as an absolute norm; infinite for off.
         deadline: seconds that the run may take from its first step on; None for no limit.
+        released: every hyperparameter is the user's own, as when a controller is switched off.
         losses: told since the last interval ended.
     """
 
@@ -52,12 +53,12 @@ class LiveRun:
         self.probe = LiveProbe(interval)
         self._before_first = before_first
         self._values = EffectiveValues(optimizer)
-        self.lr_multiplier, self.clip = 1.0, float("inf")
+        self.lr_multiplier, self.clip, self.released = 1.0, float("inf"), False
         self._others: list[tuple[str, Callable[[float], float]]] = []
         self._assigned: list[tuple[str, float, float]] = []
         self._first = self.parameters()[0]  # which may yet be moved to another device
-        group = optimizer.param_groups[0]
-        self._initial_lr = float(group.get("initial_lr", group["lr"]))
+        first = [float(group.get("initial_lr", group["lr"])) for group in optimizer.param_groups]
+        self._initial_lr = next((rate for rate in first if rate > 0), 0.0)
         self.deadline: float | None = None
         self._began = math.nan
         self.hooks = StepHooks(
@@ -154,12 +155,12 @@ class LiveRun:
     def base(self, levers: Sequence[Lever]) -> dict[str, np.ndarray]:
         """Base value (1,) of each hyperparameter, from the first group that has it; 0 where none has.
 
-        Of the others than the learning rate it is the first that is not 0: biases often come first, without decay.
+        It is the first that is not 0: a group may be frozen by a rate of 0, and biases often come first, without decay.
         """
         names = dict.fromkeys(("lr", "momentum", "weight_decay", *(lever.hyperparameter for lever in levers)))
         values = {name: [float(value) for value in self._held(name)] or [0.0] for name in names}
         first = {name: next(filter(None, found), 0.0) for name, found in values.items()}
-        return {name: np.full(1, value) for name, value in {**first, "lr": values["lr"][0], CLIP: np.inf}.items()}
+        return {name: np.full(1, value) for name, value in {**first, CLIP: np.inf}.items()}
 
     def _held(self, hyperparameter: str) -> list[Any]:
         scheduled = self._values.scheduled
@@ -174,7 +175,7 @@ class LiveRun:
 
     def apply(self, steering: Steering) -> None:
         """Takes over lever positions: effective from the next step on."""
-        self.lr_multiplier = float(steering.lr_multiplier[0])
+        self.lr_multiplier, self.released = float(steering.lr_multiplier[0]), False
         self.clip = float(steering.hyperparameters(self.base(steering.levers)).get(CLIP, np.full(1, np.inf))[0])
         self._others = [
             (lever.hyperparameter, moved_by(lever, float(multiplier)))
@@ -186,7 +187,7 @@ class LiveRun:
 
     def release(self) -> None:
         """Every hyperparameter is the user's own from the next step on."""
-        self.lr_multiplier, self.clip = 1.0, float("inf")
+        self.lr_multiplier, self.clip, self.released = 1.0, float("inf"), True
         self._others, self._assigned = [], []
 
     def assign(self, values: Mapping[str, float]) -> None:
@@ -268,7 +269,9 @@ class LiveRun:
         self, levers: Sequence[Lever], measured: Measured | None, total_steps: int | None, val_loss: float
     ) -> Reading:
         """The same with measurements that are on the host already."""
-        parameters = self.parameters()
+        parameters, base = self.parameters(), self.base(levers)
+        if self._initial_lr <= 0:  # a warm-up by hand from 0: the first rate that is one
+            self._initial_lr = max(float(base["lr"][0]), 0.0)
 
         def one(value: float) -> np.ndarray:
             return np.full(1, float(value))
@@ -283,7 +286,7 @@ class LiveRun:
             batch_size=one(np.nan),
             depth=one(sum(parameter.ndim >= 2 for parameter in parameters)),
             adaptive=one(is_adaptive(self.optimizer.param_groups[0])),
-            base=self.base(levers),
+            base=base,
             initial_lr=one(self._initial_lr),
             clock=one(self.seconds),
             deadline=one(np.nan if self.deadline is None else self.deadline),

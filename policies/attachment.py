@@ -13,12 +13,10 @@ import torch
 from torch import nn
 
 from trimtab.errors import UserError, check_whole, unknown
-from trimtab.inner_training.activations import SEEN
 from trimtab.inner_training.energy import step_energy
 from trimtab.inner_training.guard import GuardConfig
 from trimtab.inner_training.levers import LEVERS, Lever, resolve_levers
-from trimtab.inner_training.measurements import MEASUREMENTS, check_live
-from trimtab.inner_training.own_step import own_step
+from trimtab.inner_training.measurements import check_live
 from trimtab.inner_training.signals import Signal, lever_signals
 from trimtab.inner_training.steering import Steering
 from trimtab.policies.audit import AuditFile
@@ -32,6 +30,7 @@ Mode = Literal["act", "advise"]
 UNMEASURED = ("progress", "base", "scale", "levers")  # groups of signals that need no telemetry
 FORMAT = 3  # of a saved state
 SWITCH = "TRIMTAB_OFF"  # environment variable that switches every controller of a process off
+SWITCH_FILE = "TRIMTAB_OFF_FILE"  # environment variable with a path: while there is something, controllers are off
 DECIDE_EVERY = 10  # optimizer steps per decision where neither the user nor the policy says otherwise
 ATTACHED: WeakSet[torch.optim.Optimizer] = WeakSet()  # optimizers that have a controller
 MOST_DECISIONS = 100  # of a learned policy in one run: about as many as the longest runs of training had
@@ -68,9 +67,14 @@ class Attachment:
         }
 
 
-def switched_off() -> bool:
-    """Whether the environment variable ``TRIMTAB_OFF`` switches every controller of this process off."""
-    return os.environ.get(SWITCH, "0") not in ("", "0")
+def switch_file() -> str | None:
+    """The path that ``TRIMTAB_OFF_FILE`` holds now; None where it holds none."""
+    return os.environ.get(SWITCH_FILE) or None
+
+
+def switched_off(file: str | None = None) -> bool:
+    """Whether ``TRIMTAB_OFF`` switches every controller of this process off, or there is a file of that path."""
+    return os.environ.get(SWITCH, "0") not in ("", "0") or (file is not None and os.path.exists(file))
 
 
 def decision_period(policy: Policy, total_steps: int | None) -> int:
@@ -111,25 +115,6 @@ def steering_of(settings: Attachment, signals: Sequence[Signal], optimizer: torc
     )
     steering.ranges = ranges_of(settings.policy)
     return steering
-
-
-def unknown_here(signals: Sequence[Signal], model: nn.Module | None) -> str:
-    """What to say of signals whose measurements this run cannot take; empty where there are none."""
-    blind = [signal.name for signal in signals if any(not MEASUREMENTS[name].live for name in signal.needs)]
-    watched = [signal.name for signal in signals if SEEN.intersection(signal.needs)] if model is None else []
-    only = f"only a population can measure {', '.join(blind)}" if blind else ""
-    ask = f"give attach(..., model=...) for {', '.join(watched)}" if watched else ""
-    said = "; ".join(part for part in (only, ask) if part)
-    cost = "what they would tell is not acted on: such blocks of a rule rest, and a learned policy may do worse than it was judged to"
-    return f"the policy reads signals that stay 0 here: {said}; {cost}" if said else ""
-
-
-def remarks(signals: Sequence[Signal], model: nn.Module | None, optimizer: torch.optim.Optimizer) -> dict[str, str]:
-    """What a user should know of this run before it begins, by what it is about."""
-    found = {"unknown signals": unknown_here(signals, model)}
-    if (kind := own_step(optimizer)) is not None:
-        found["own step"] = kind.warning(type(optimizer).__name__)
-    return {what: said for what, said in found.items() if said}
 
 
 def measuring_window(signals: Sequence[Signal], decide_every: int) -> int:

@@ -15,7 +15,7 @@ from trimtab.inner_training.measurements import needs_of
 from trimtab.inner_training.module_parts import check_deadline
 from trimtab.inner_training.signals import resolve_signals
 from trimtab.inner_training.steering import Move, Steering
-from trimtab.policies import attachment, audit_header, saving
+from trimtab.policies import attachment, audit_header, remarks, saving
 from trimtab.policies.attachment import Attachment
 from trimtab.policies.audit import Audit
 from trimtab.policies.deciding import Decider, Outcome, Parts, named
@@ -51,6 +51,7 @@ class Controller:
         signals = resolve_signals(self._policy.signals)
         self._steering = attachment.steering_of(settings, signals, optimizer)
         self._decided_at, self._detached, self._enabled = 0, False, True
+        self._switch_file = attachment.switch_file()
         self._patience = max(PATIENCE, 2 * settings.decide_every)
         self._snapshots = None
         if settings.mode == "act" and settings.guard.rollback:
@@ -61,7 +62,7 @@ class Controller:
         self._run = LiveRun(optimizer, self._window, self._before_first_step)
         self._run.measure(needs_of(signals), settings.model)
         self._listener = Listener(self._policy, self._run.hooks.say)
-        for what, said in attachment.remarks(signals, settings.model, optimizer).items():
+        for what, said in remarks.remarks(settings, signals, optimizer).items():
             self._run.hooks.say(what, said)
         self._steering.reset(np.ones(1, dtype=bool), self._run.base(self._steering.levers))
         self._steering.available[0] = [self._run.available(lever) for lever in self._steering.levers]
@@ -77,6 +78,8 @@ class Controller:
         attachment.ATTACHED.add(optimizer)
 
     def _before_first_step(self) -> None:
+        if self._run.steps == 0 and (said := remarks.under_way(self._optimizer, self._settings.total_steps)):
+            self._run.hooks.say("under way", said)
         if self._snapshots is not None and self._snapshots.empty:
             self._snapshots.take(self._run.steps)
 
@@ -130,8 +133,8 @@ class Controller:
 
     @property
     def multipliers(self) -> dict[str, float]:
-        """Multiplier in force for each lever, the guard's caution included; 1 is null."""
-        if self._settings.mode == "advise" or self._detached or not self.enabled:
+        """Multiplier in force for each lever from the next step on, the guard's caution included; 1 is null."""
+        if self._settings.mode == "advise" or self._detached or self._run.released:
             return dict.fromkeys(self._moved, 1.0)
         now = named(self._moved, self._steering.multipliers[0])
         rate = float(self._steering.lr_multiplier[0])
@@ -139,15 +142,16 @@ class Controller:
 
     @property
     def enabled(self) -> bool:
-        """False after ``switch_off``, and while the environment variable ``TRIMTAB_OFF`` is set (to anything but 0).
+        """False after ``switch_off``, while the environment variable ``TRIMTAB_OFF`` is set (to anything but 0), and while
+        there is a file of the path that ``TRIMTAB_OFF_FILE`` held when the controller was attached.
 
-        With several processes: whether it was on in all of them at the last decision.
+        Variable and file take effect at the next decision; ``multipliers`` are those really in force. With several processes: whether it was on in all of them at the last decision.
         """
         return self._decider.enabled(self._wanted)
 
     @property
     def _wanted(self) -> bool:
-        return self._enabled and not attachment.switched_off()
+        return self._enabled and not attachment.switched_off(self._switch_file)
 
     def switch_off(self) -> None:
         """From the next step on the run goes on by its own settings, as without a controller; nothing is forgotten.
@@ -222,6 +226,8 @@ class Controller:
         self._decided_at = step
         after = self._take_effect(outcome.move)
         decision = self._note(step, outcome, before, after)
+        if said := remarks.no_validation(self._policy.name, self._steering.signals, self._trail.journal):
+            self._run.hooks.say("no validation", said)
         if self._decider.left:
             self.detach()
         return decision
