@@ -217,7 +217,7 @@ def check_stateful(given: Sequence[Any], known: Sequence[object]) -> tuple[Any, 
     return tuple(other for other in given if all(other is not one for one in known))
 
 
-def check_audit(path: str | os.PathLike[str] | None) -> AuditFile | None:
+def check_audit(path: str | os.PathLike[str] | AuditFile | None) -> AuditFile | None:
     """Where to write, with its labels; whether something is there already is the writer's to judge."""
     if path is None or isinstance(path, AuditFile):
         return path

@@ -127,6 +127,11 @@ class Controller:
         return self._run.steps
 
     @property
+    def lost(self) -> bool:
+        """The run is not finite, and no rollback is left (or allowed): the controller stands back for good."""
+        return bool(self._steering.guard.lost[0])
+
+    @property
     def told(self) -> bool:
         """Whether the loss of a step has been noted yet."""
         return self._run.losses.step > 0

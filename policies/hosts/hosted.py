@@ -5,14 +5,16 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from trimtab.errors import UserError
 from trimtab.inner_training.guard import GuardConfig
 from trimtab.policies.attach import attach
+from trimtab.policies.audit import AuditFile
 from trimtab.policies.controller import Controller
 from trimtab.policies.policy import Policy
 from trimtab.policies.trail import Decision
@@ -28,6 +30,7 @@ class HostOptions:
         total_steps: None for the host's own count of optimizer steps, where it knows it.
         stateful: objects to roll back with the model, or a function of the host's trainer or state that gives them,
             for what does not exist before the training begins.
+        stop_when_lost: the host ends the training when the run has diverged for good.
     """
 
     policy: str | os.PathLike[str] | Policy = "default"
@@ -36,7 +39,32 @@ class HostOptions:
     mode: str = "act"
     guard: GuardConfig | bool | None = None
     stateful: Stateful = ()
-    audit: str | os.PathLike[str] | None = None
+    audit: str | os.PathLike[str] | AuditFile | None = None
+    process_group: dist.ProcessGroup | None = None
+    stop_when_lost: bool = False
+
+
+class Common(TypedDict, total=False):
+    """Some of them as keyword arguments."""
+
+    decide_every: int | None
+    mode: str
+    stateful: Stateful
+    process_group: dist.ProcessGroup | None
+    stop_when_lost: bool
+
+
+class Guarded(Common, total=False):
+    """More of them."""
+
+    guard: GuardConfig | bool | None
+    audit: str | os.PathLike[str] | AuditFile | None
+
+
+class Options(Guarded, total=False):
+    """All but the policy."""
+
+    total_steps: int | None
 
 
 def innermost(optimizer: Any) -> Any:
@@ -110,6 +138,7 @@ class Hosted:
             guard=options.guard,
             stateful=[*given, *also] if isinstance(given, list | tuple) else given,
             audit=options.audit,
+            process_group=options.process_group,
         )
         saved, self._saved = self._saved, None
         if saved is not None:
@@ -164,6 +193,11 @@ class Hosted:
         if loss is not None and controller.steps > 0:  # it counts those, in case that no step is done any more
             controller.step(loss)
         return None
+
+    @property
+    def stops(self) -> bool:
+        """Whether the host is to end the training now."""
+        return self.options.stop_when_lost and self.controller is not None and self.controller.lost
 
     def end(self) -> None:
         """Leaves the optimizer as it was; the controller can still be asked for its summary and its state."""

@@ -161,7 +161,7 @@ def test_a_warm_up_from_zero_by_hand_has_the_first_rate_that_is_one() -> None:
         loop.optimizer.param_groups[0]["lr"] = 0.1 * min(1.0, max(0, step - 10) / 20)
         loop.step()
     assert loop.controller.state_dict()["run"]["initial_lr"] == pytest.approx(0.1 / 20)
-    assert 0 < loop.controller.multipliers["lr"] < 0.1 and loop.losses[-1] < loop.losses[44]
+    assert 0 < loop.controller.multipliers["lr"] < 1 and loop.losses[-1] < loop.losses[44]
 
 
 # --- the switch from outside ------------------------------------------------------------------------------------------
