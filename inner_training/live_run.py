@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,40 +13,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_
 
-from trimtab.errors import UserError
 from trimtab.inner_training.levers import Lever
 from trimtab.inner_training.live_hooks import Moments, StepHooks
+from trimtab.inner_training.live_losses import LiveLosses
 from trimtab.inner_training.live_measure import LiveMeasurements
 from trimtab.inner_training.live_probe import LiveProbe, may_exceed, total_norm
 from trimtab.inner_training.live_values import EffectiveValues, is_adaptive, moved_by, read_value
 from trimtab.inner_training.measurements import PROBE_EVERY
 from trimtab.inner_training.reading import Reading
-from trimtab.inner_training.signals import Signal
 from trimtab.inner_training.steering import Steering
-from trimtab.inner_training.telemetry import Measured, Telemetry
+from trimtab.inner_training.telemetry import Measured, Telemetry, unmeasured
 
 CLIP = "grad_clip"  # the one hyperparameter that lives outside the parameter groups
-LOGARITHMIC = ("loss", "validation", "shift", "fit")  # groups of signals that read the logarithm of a loss
-
-
-def as_scalar(name: str, value: Tensor | float) -> Tensor | float:
-    """A number as it is, or the float32 mean of a tensor on its own device, detached and never an alias of the caller's."""
-    if isinstance(value, Tensor):
-        plain = value.detach()
-        if plain.ndim > 0:
-            plain = plain.float().mean()
-        return plain.clone() if plain.dtype == torch.float32 else plain.float()
-    try:
-        return float(value)
-    except (TypeError, ValueError) as error:
-        raise UserError(f"{name} is {value!r}; it must be a number or a tensor") from error
-
-
-def check_readable(reading: Reading, signals: Sequence[Signal]) -> None:
-    """Raises ``ValueError`` where signals would take the logarithm of a loss that has none."""
-    mean = float(reading.losses().mean())
-    if mean <= 0 and any(signal.group in LOGARITHMIC for signal in signals):
-        raise ValueError(f"the mean loss is {mean:g}; signals read the logarithm of the loss, which must be above 0")
 
 
 class LiveRun:
@@ -62,6 +41,8 @@ class LiveRun:
         lr_multiplier: factor on the scheduled learning rate of every group, from the next step on.
         clip: gradient clip as an absolute norm; infinite for off.
         deadline: seconds that the run may take from its first step on; None for no limit.
+        released: every hyperparameter is the user's own, as when a controller is switched off.
+        losses: told since the last interval ended.
     """
 
     def __init__(
@@ -72,20 +53,20 @@ class LiveRun:
         self.probe = LiveProbe(interval)
         self._before_first = before_first
         self._values = EffectiveValues(optimizer)
-        self.lr_multiplier, self.clip = 1.0, float("inf")
+        self.lr_multiplier, self.clip, self.released = 1.0, float("inf"), False
         self._others: list[tuple[str, Callable[[float], float]]] = []
         self._assigned: list[tuple[str, float, float]] = []
-        self._losses: list[Tensor] = []
-        self._recorded = 0  # the step whose loss came last
         self._first = self.parameters()[0]  # which may yet be moved to another device
-        group = optimizer.param_groups[0]
-        self._initial_lr = float(group.get("initial_lr", group["lr"]))
+        first = [float(group.get("initial_lr", group["lr"])) for group in optimizer.param_groups]
+        self._initial_lr = next((rate for rate in first if rate > 0), 0.0)
         self.deadline: float | None = None
         self._began = math.nan
         self.hooks = StepHooks(
             optimizer,
             Moments(before=self._write, gradients=self._gradients, after=self._updated, outside=self._values.restore),
         )
+        self.losses = LiveLosses(self.hooks.say)
+        self._given_up = False
         self._further = LiveMeasurements(self.hooks.safely)
         self._further.last_step = interval == 1
 
@@ -93,9 +74,14 @@ class LiveRun:
         """Takes further measurements, as ``Population.measure``; without the model, on gradients alone."""
         self._further.choose(names, model, every)
 
+    def before_first(self, act: Callable[[], None]) -> None:
+        """Calls ``act`` once before the next step."""
+        self._before_first = act
+
     def detach(self) -> None:
         """Leaves optimizer and model as they were."""
         self.hooks.detach()
+        self._values.detach()
         self._further.detach()
 
     # --- around a step ------------------------------------------------------------------------------------------
@@ -138,7 +124,7 @@ class LiveRun:
     def _updated(self) -> None:
         self.steps += 1
         self.position += 1
-        if self.steps - self._recorded > 2 * self.interval + 1:
+        if self.steps - self.losses.step > 2 * self.interval + 1:
             self.hooks.say("forgotten", f"controller.step(loss) was not called in the last {2 * self.interval} steps; "
                            "call it after each optimizer.step(), or the controller cannot decide")  # fmt: skip
         if self.probe.pending:
@@ -163,21 +149,22 @@ class LiveRun:
 
     @property
     def scheduled_lr(self) -> list[float]:
-        """The scheduled learning rate of each parameter group now."""
-        return [float(group["lr"]) for group in self.optimizer.param_groups]
+        """The scheduled learning rate of each parameter group now, also while a step is under way."""
+        return [float(self._values.scheduled(group)["lr"]) for group in self.optimizer.param_groups]
 
     def base(self, levers: Sequence[Lever]) -> dict[str, np.ndarray]:
         """Base value (1,) of each hyperparameter, from the first group that has it; 0 where none has.
 
-        Of the others than the learning rate it is the first that is not 0: biases often come first, without decay.
+        It is the first that is not 0: a group may be frozen by a rate of 0, and biases often come first, without decay.
         """
         names = dict.fromkeys(("lr", "momentum", "weight_decay", *(lever.hyperparameter for lever in levers)))
         values = {name: [float(value) for value in self._held(name)] or [0.0] for name in names}
         first = {name: next(filter(None, found), 0.0) for name, found in values.items()}
-        return {name: np.full(1, value) for name, value in {**first, "lr": values["lr"][0], CLIP: np.inf}.items()}
+        return {name: np.full(1, value) for name, value in {**first, CLIP: np.inf}.items()}
 
     def _held(self, hyperparameter: str) -> list[Any]:
-        found = [read_value(group, hyperparameter) for group in self.optimizer.param_groups]
+        scheduled = self._values.scheduled
+        found = [read_value(scheduled(group), hyperparameter) for group in self.optimizer.param_groups]
         return [value for value in found if value is not None]
 
     def available(self, lever: Lever) -> bool:
@@ -188,7 +175,7 @@ class LiveRun:
 
     def apply(self, steering: Steering) -> None:
         """Takes over lever positions: effective from the next step on."""
-        self.lr_multiplier = float(steering.lr_multiplier[0])
+        self.lr_multiplier, self.released = float(steering.lr_multiplier[0]), False
         self.clip = float(steering.hyperparameters(self.base(steering.levers)).get(CLIP, np.full(1, np.inf))[0])
         self._others = [
             (lever.hyperparameter, moved_by(lever, float(multiplier)))
@@ -200,7 +187,7 @@ class LiveRun:
 
     def release(self) -> None:
         """Every hyperparameter is the user's own from the next step on."""
-        self.lr_multiplier, self.clip = 1.0, float("inf")
+        self.lr_multiplier, self.clip, self.released = 1.0, float("inf"), True
         self._others, self._assigned = [], []
 
     def assign(self, values: Mapping[str, float]) -> None:
@@ -221,26 +208,34 @@ class LiveRun:
 
     def record(self, loss: Tensor | float) -> bool:
         """Notes a step's loss without synchronising; False when no step was done since the last one."""
-        value = as_scalar("loss", loss)
+        losses = self.losses
+        value = losses.readable("loss", loss)
         self.hooks.outside()  # a step that raised and was not called through the wrapper
-        if self.steps == self._recorded:
+        if self.steps == losses.step:
             if self.steps == 0:
                 self.hooks.say("early", "controller.step was called before the first optimizer.step(); call it after "
                                "each one (a step that a gradient scaler skipped does not count)")  # fmt: skip
+            else:
+                losses.idle.append(value)
             return False
-        self._recorded = self.steps
-        value = value if isinstance(value, Tensor) else torch.tensor(value, dtype=torch.float32)
-        self._losses.append(value if value.device == self._device else value.to(self._device, non_blocking=True))
+        losses.note(value, self.steps, self._device)
         return True
+
+    def give_up(self) -> None:
+        """The interval is over before its time, since no step is done any more: nothing of it is finite."""
+        self._given_up = True
 
     def telemetry(self) -> Telemetry | None:
         """The interval up to now, on the device; None when it could not be measured."""
-        probe = self.probe
-        if not self._losses or not probe.complete or probe.update_norm is None or probe.weight_norm is None:
+        probe, losses = self.probe, self.losses.held
+        if self._given_up:
+            never = unmeasured(self.interval, self._device)
+            return replace(never, losses=torch.stack([*losses, never.losses[0, 0]])[:, None])
+        if not self.losses.known or not probe.complete or probe.update_norm is None or probe.weight_norm is None:
             return None
         unknown = torch.full_like(probe.update_norm[0], torch.nan)
         return Telemetry(
-            losses=torch.stack(self._losses)[:, None],
+            losses=torch.stack(losses)[:, None],
             grad_norm=torch.stack([norm for _, norm in sorted(probe.grad_norms.items())])[:, None],
             grad_dot=(unknown if probe.grad_dot is None else probe.grad_dot)[None],
             update_norm=probe.update_norm[:, None],
@@ -254,7 +249,8 @@ class LiveRun:
             self._further.next_interval()
         self.position = 0
         self._further.last_step = self.interval == 1
-        self._losses.clear()
+        self._given_up = False
+        self.losses.clear()
         self.probe.clear()
 
     def reading(self, levers: Sequence[Lever], total_steps: int | None, val_loss: float, *, measure: bool) -> Reading:
@@ -265,14 +261,17 @@ class LiveRun:
         """
         telemetry = self.telemetry() if measure else None
         if measure and telemetry is None:
-            raise RuntimeError("the interval could not be measured")
+            why = ", since a loss was no number" if self.losses.unknown else ""
+            raise RuntimeError(f"the interval could not be measured{why}")
         return self.described(levers, None if telemetry is None else telemetry.to_host(), total_steps, val_loss)
 
     def described(
         self, levers: Sequence[Lever], measured: Measured | None, total_steps: int | None, val_loss: float
     ) -> Reading:
         """The same with measurements that are on the host already."""
-        parameters = self.parameters()
+        parameters, base = self.parameters(), self.base(levers)
+        if self._initial_lr <= 0:  # a warm-up by hand from 0: the first rate that is one
+            self._initial_lr = max(float(base["lr"][0]), 0.0)
 
         def one(value: float) -> np.ndarray:
             return np.full(1, float(value))
@@ -287,7 +286,7 @@ class LiveRun:
             batch_size=one(np.nan),
             depth=one(sum(parameter.ndim >= 2 for parameter in parameters)),
             adaptive=one(is_adaptive(self.optimizer.param_groups[0])),
-            base=self.base(levers),
+            base=base,
             initial_lr=one(self._initial_lr),
             clock=one(self.seconds),
             deadline=one(np.nan if self.deadline is None else self.deadline),
@@ -298,9 +297,9 @@ class LiveRun:
         return {
             "steps": self.steps,
             "position": self.position,
-            "recorded": self._recorded,
+            "recorded": self.losses.step,
             "initial_lr": self._initial_lr,
-            "losses": torch.stack(self._losses).tolist() if self._losses else [],
+            "losses": torch.stack(self.losses.held).tolist() if self.losses.held else [],
             "probe": self.probe.state_dict(),
             "intervals": self._further.intervals,
         }
@@ -309,8 +308,9 @@ class LiveRun:
         """Restores what ``state_dict`` gave."""
         device = self._device
         self.steps, self.position = int(state["steps"]), int(state["position"])
-        self._recorded, self._initial_lr = int(state["recorded"]), float(state["initial_lr"])
-        self._losses = list(torch.tensor(state["losses"], dtype=torch.float32, device=device))
+        self.losses.clear()
+        self.losses.step, self._initial_lr = int(state["recorded"]), float(state["initial_lr"])
+        self.losses.held = list(torch.tensor(state["losses"], dtype=torch.float32, device=device))
         self.probe.load_state_dict(state["probe"], device)
         self._further.intervals = int(state.get("intervals", 0))  # which earlier versions did not count
         self._further.last_step = self.position == self.interval - 1

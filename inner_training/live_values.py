@@ -75,6 +75,33 @@ class EffectiveValues:
         self._optimizer = optimizer
         self._replaced: list[tuple[dict[str, Any], str, Any, Any]] = []
         self._overwritten: list[tuple[Tensor, Tensor]] = []
+        self._handle = optimizer.register_state_dict_post_hook(self._saved)
+
+    def detach(self) -> None:
+        """Puts the scheduled values back, and lets go of the optimizer."""
+        self.restore()
+        self._handle.remove()
+
+    def scheduled(self, group: dict[str, Any]) -> dict[str, Any]:
+        """A parameter group as the schedule has it: the group itself outside a step, a copy while values are in force.
+
+        It may be asked at any time, also by whoever interrupts a step.
+        """
+        if not self._replaced and not self._overwritten:
+            return group
+        found = dict(group)
+        for one, key, scheduled, effective in reversed(self._replaced):
+            if one is group and found[key] is effective:
+                found[key] = scheduled
+        for tensor, scheduled in self._overwritten:
+            found.update({key: scheduled for key, value in found.items() if value is tensor})
+        return found
+
+    def _saved(self, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+        """A state that is taken inside a step, by a hook or a signal's handler, holds the scheduled values."""
+        if self._replaced or self._overwritten:
+            for group, packed in zip(optimizer.param_groups, state.get("param_groups", ()), strict=False):
+                packed.update({key: own for key, own in self.scheduled(group).items() if own is not group[key]})
 
     def scale_lr(self, multiplier: float) -> None:
         """Multiplies the learning rate of every group; exactly 1 touches nothing."""

@@ -13,6 +13,7 @@ from torch import nn
 from trimtab.inner_training.guard import GuardConfig
 from trimtab.policies import attachment
 from trimtab.policies.attachment import Attachment
+from trimtab.policies.audit import AuditFile
 from trimtab.policies.controller import Controller
 from trimtab.policies.policy import Policy
 from trimtab.policies.ranks import ranks_of
@@ -28,7 +29,7 @@ def attach(
     mode: str = "act",
     guard: GuardConfig | bool | None = None,
     stateful: Sequence[Any] = (),
-    audit: str | os.PathLike[str] | None = None,
+    audit: str | os.PathLike[str] | AuditFile | None = None,
     process_group: dist.ProcessGroup | None = None,
 ) -> Controller:
     """Attaches a controller to an ordinary training loop; then call ``controller.step(loss)`` after each step.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 from weakref import WeakSet
@@ -12,16 +12,15 @@ from weakref import WeakSet
 import torch
 from torch import nn
 
-from trimtab.errors import MismatchError, UserError, check_whole, unknown
-from trimtab.inner_training.activations import SEEN
+from trimtab.errors import UserError, check_whole, unknown
 from trimtab.inner_training.energy import step_energy
 from trimtab.inner_training.guard import GuardConfig
 from trimtab.inner_training.levers import LEVERS, Lever, resolve_levers
-from trimtab.inner_training.measurements import MEASUREMENTS, check_live
-from trimtab.inner_training.own_step import own_step
+from trimtab.inner_training.measurements import check_live
 from trimtab.inner_training.signals import Signal, lever_signals
 from trimtab.inner_training.steering import Steering
 from trimtab.policies.audit import AuditFile
+from trimtab.policies.identity import identity_of
 from trimtab.policies.network import LearnedPolicy, ranges_of
 from trimtab.policies.policy import Policy
 from trimtab.policies.registry import check_policy, load_policy
@@ -29,8 +28,9 @@ from trimtab.policies.rules import RULES
 
 Mode = Literal["act", "advise"]
 UNMEASURED = ("progress", "base", "scale", "levers")  # groups of signals that need no telemetry
-FORMAT = 2  # of a saved state
+FORMAT = 3  # of a saved state
 SWITCH = "TRIMTAB_OFF"  # environment variable that switches every controller of a process off
+SWITCH_FILE = "TRIMTAB_OFF_FILE"  # environment variable with a path: while there is something, controllers are off
 DECIDE_EVERY = 10  # optimizer steps per decision where neither the user nor the policy says otherwise
 ATTACHED: WeakSet[torch.optim.Optimizer] = WeakSet()  # optimizers that have a controller
 MOST_DECISIONS = 100  # of a learned policy in one run: about as many as the longest runs of training had
@@ -60,17 +60,21 @@ class Attachment:
             "format": FORMAT,
             "optimizer": type(optimizer).__name__,
             "parameter groups": [[len(group), sum(group)] for group in sizes],  # tensors and numbers in each
-            "policy": self.policy.name,
+            **identity_of(self.policy),
             "levers": dict(self.policy.levers),
             "signals": list(self.policy.signals),
             "decide_every": self.decide_every,
-            "mode": self.mode,
         }
 
 
-def switched_off() -> bool:
-    """Whether the environment variable ``TRIMTAB_OFF`` switches every controller of this process off."""
-    return os.environ.get(SWITCH, "0") not in ("", "0")
+def switch_file() -> str | None:
+    """The path that ``TRIMTAB_OFF_FILE`` holds now; None where it holds none."""
+    return os.environ.get(SWITCH_FILE) or None
+
+
+def switched_off(file: str | None = None) -> bool:
+    """Whether ``TRIMTAB_OFF`` switches every controller of this process off, or there is a file of that path."""
+    return os.environ.get(SWITCH, "0") not in ("", "0") or (file is not None and os.path.exists(file))
 
 
 def decision_period(policy: Policy, total_steps: int | None) -> int:
@@ -111,25 +115,6 @@ def steering_of(settings: Attachment, signals: Sequence[Signal], optimizer: torc
     )
     steering.ranges = ranges_of(settings.policy)
     return steering
-
-
-def unknown_here(signals: Sequence[Signal], model: nn.Module | None) -> str:
-    """What to say of signals whose measurements this run cannot take; empty where there are none."""
-    blind = [signal.name for signal in signals if any(not MEASUREMENTS[name].live for name in signal.needs)]
-    watched = [signal.name for signal in signals if SEEN.intersection(signal.needs)] if model is None else []
-    only = f"only a population can measure {', '.join(blind)}" if blind else ""
-    ask = f"give attach(..., model=...) for {', '.join(watched)}" if watched else ""
-    said = "; ".join(part for part in (only, ask) if part)
-    cost = "what they would tell is not acted on: such blocks of a rule rest, and a learned policy may do worse than it was judged to"
-    return f"the policy reads signals that stay 0 here: {said}; {cost}" if said else ""
-
-
-def remarks(signals: Sequence[Signal], model: nn.Module | None, optimizer: torch.optim.Optimizer) -> dict[str, str]:
-    """What a user should know of this run before it begins, by what it is about."""
-    found = {"unknown signals": unknown_here(signals, model)}
-    if (kind := own_step(optimizer)) is not None:
-        found["own step"] = kind.warning(type(optimizer).__name__)
-    return {what: said for what, said in found.items() if said}
 
 
 def measuring_window(signals: Sequence[Signal], decide_every: int) -> int:
@@ -232,32 +217,10 @@ def check_stateful(given: Sequence[Any], known: Sequence[object]) -> tuple[Any, 
     return tuple(other for other in given if all(other is not one for one in known))
 
 
-def check_audit(path: str | os.PathLike[str] | None) -> AuditFile | None:
+def check_audit(path: str | os.PathLike[str] | AuditFile | None) -> AuditFile | None:
     """Where to write, with its labels; whether something is there already is the writer's to judge."""
     if path is None or isinstance(path, AuditFile):
         return path
     if not isinstance(path, str | os.PathLike):
         raise UserError(f"audit is a {type(path).__name__}; it must be a path, an AuditFile, or None")
     return AuditFile(path)
-
-
-def check_state(state: Mapping[str, Any], identity: Mapping[str, Any], scheduled_lr: Sequence[float]) -> None:
-    """Raises ``MismatchError`` unless a saved state belongs to this controller and to the schedule as it is now.
-
-    Args:
-        state: what ``Controller.state_dict`` gave.
-        identity: the entries that must be equal.
-        scheduled_lr: the scheduled learning rate of each parameter group now.
-    """
-    for key, value in identity.items():
-        if not isinstance(state, Mapping) or key not in state:
-            raise MismatchError(f"this is not the state of a controller: it has no {key!r}")
-        if state[key] != value:
-            raise MismatchError(f"the state was saved with {key} {state[key]!r}, but this controller has {value!r}")
-    now = [scheduled * float(state["lr_multiplier"]) for scheduled in scheduled_lr]
-    saved = [float(rate) for rate in state["effective_lr"]]
-    if len(now) != len(saved) or not all(math.isclose(a, b, rel_tol=1e-6) for a, b in zip(now, saved, strict=True)):
-        raise MismatchError(
-            f"the effective learning rate would be {now}, but it was {saved} when the state was saved; restore the "
-            "optimizer and its scheduler before the controller"
-        )

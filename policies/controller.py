@@ -9,22 +9,23 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from trimtab.inner_training.guard import Reason, in_words
-from trimtab.inner_training.live_run import LiveRun, as_scalar
+from trimtab.inner_training.live_run import LiveRun
 from trimtab.inner_training.live_snapshot import LiveSnapshots
 from trimtab.inner_training.measurements import needs_of
 from trimtab.inner_training.module_parts import check_deadline
 from trimtab.inner_training.signals import resolve_signals
-from trimtab.inner_training.steering import Move
-from trimtab.policies import attachment, audit_header
+from trimtab.inner_training.steering import Move, Steering
+from trimtab.policies import attachment, audit_header, remarks, saving
 from trimtab.policies.attachment import Attachment
 from trimtab.policies.audit import Audit
-from trimtab.policies.deciding import HELD, Decider, Outcome, Parts
+from trimtab.policies.deciding import Decider, Outcome, Parts, named
 from trimtab.policies.listening import Listener
 from trimtab.policies.plain import from_plain, to_plain
 from trimtab.policies.ranks import Ranks
 from trimtab.policies.together import RanksDecider
-from trimtab.policies.trail import Decision, Event, Trail
+from trimtab.policies.trail import Decision, Trail
+
+PATIENCE = 20  # calls without an optimizer step, at least, after which their losses are looked at
 
 
 class Controller:
@@ -50,6 +51,8 @@ class Controller:
         signals = resolve_signals(self._policy.signals)
         self._steering = attachment.steering_of(settings, signals, optimizer)
         self._decided_at, self._detached, self._enabled = 0, False, True
+        self._switch_file = attachment.switch_file()
+        self._patience = max(PATIENCE, 2 * settings.decide_every)
         self._snapshots = None
         if settings.mode == "act" and settings.guard.rollback:
             self._snapshots = LiveSnapshots(optimizer, settings.model, settings.stateful)
@@ -59,7 +62,7 @@ class Controller:
         self._run = LiveRun(optimizer, self._window, self._before_first_step)
         self._run.measure(needs_of(signals), settings.model)
         self._listener = Listener(self._policy, self._run.hooks.say)
-        for what, said in attachment.remarks(signals, settings.model, optimizer).items():
+        for what, said in remarks.remarks(settings, signals, optimizer).items():
             self._run.hooks.say(what, said)
         self._steering.reset(np.ones(1, dtype=bool), self._run.base(self._steering.levers))
         self._steering.available[0] = [self._run.available(lever) for lever in self._steering.levers]
@@ -75,6 +78,8 @@ class Controller:
         attachment.ATTACHED.add(optimizer)
 
     def _before_first_step(self) -> None:
+        if self._run.steps == 0 and (said := remarks.under_way(self._optimizer, self._settings.total_steps)):
+            self._run.hooks.say("under way", said)
         if self._snapshots is not None and self._snapshots.empty:
             self._snapshots.take(self._run.steps)
 
@@ -92,16 +97,29 @@ class Controller:
             val_loss: validation loss, whenever one was measured.
 
         Raises:
-            UserError: a loss is neither a number nor a tensor.
+            UserError: a loss is neither a number nor a tensor, and none that is has been noted yet; later that is said
+                once, and the interval counts as unmeasured.
         """
         if self._detached:
             return self._between
         if val_loss is not None:
-            self._decider.val_loss = as_scalar("val_loss", val_loss)
-        recorded = self._run.record(loss)
-        if not recorded or self._run.steps - self._decided_at < self._settings.decide_every:
+            known = self._run.losses.readable("val_loss", val_loss)
+            self._decider.val_loss = self._decider.val_loss if known is None else known
+        if not self._run.record(loss):
+            return self._between if len(self._run.losses.idle) < self._patience else self._idle()
+        if self._run.steps - self._decided_at < self._settings.decide_every:
             return self._between
         return self._decide(measure=self._run.position >= self._window)
+
+    def _idle(self) -> Decision:
+        """Many calls without an optimizer step: a gradient scaler skips every step of a run whose weights are not finite."""
+        if not self._decider.stalled():
+            return self._between
+        self._run.hooks.say("stalled", f"{self._patience} calls of controller.step came without an optimizer step, and no "
+                            "loss among them was finite: the run counts as diverged, as it does whenever that happens "
+                            "again")  # fmt: skip
+        self._run.give_up()
+        return self._decide(measure=True)
 
     @property
     def steps(self) -> int:
@@ -109,25 +127,36 @@ class Controller:
         return self._run.steps
 
     @property
+    def lost(self) -> bool:
+        """The run is not finite, and no rollback is left (or allowed): the controller stands back for good."""
+        return bool(self._steering.guard.lost[0])
+
+    @property
+    def told(self) -> bool:
+        """Whether the loss of a step has been noted yet."""
+        return self._run.losses.step > 0
+
+    @property
     def multipliers(self) -> dict[str, float]:
-        """Multiplier in force for each lever, the guard's caution included; 1 is null."""
-        if self._settings.mode == "advise" or self._detached or not self.enabled:
+        """Multiplier in force for each lever from the next step on, the guard's caution included; 1 is null."""
+        if self._settings.mode == "advise" or self._detached or self._run.released:
             return dict.fromkeys(self._moved, 1.0)
-        now = self._named(self._steering.multipliers[0])
+        now = named(self._moved, self._steering.multipliers[0])
         rate = float(self._steering.lr_multiplier[0])
         return {**now, "lr": rate} if "lr" in now or rate != 1 else now
 
     @property
     def enabled(self) -> bool:
-        """False after ``switch_off``, and while the environment variable ``TRIMTAB_OFF`` is set (to anything but 0).
+        """False after ``switch_off``, while the environment variable ``TRIMTAB_OFF`` is set (to anything but 0), and while
+        there is a file of the path that ``TRIMTAB_OFF_FILE`` held when the controller was attached.
 
-        With several processes: whether it was on in all of them at the last decision.
+        Variable and file take effect at the next decision; ``multipliers`` are those really in force. With several processes: whether it was on in all of them at the last decision.
         """
         return self._decider.enabled(self._wanted)
 
     @property
     def _wanted(self) -> bool:
-        return self._enabled and not attachment.switched_off()
+        return self._enabled and not attachment.switched_off(self._switch_file)
 
     def switch_off(self) -> None:
         """From the next step on the run goes on by its own settings, as without a controller; nothing is forgotten.
@@ -164,10 +193,6 @@ class Controller:
     def deadline(self, seconds: float | None) -> None:
         self._run.deadline = check_deadline("deadline", seconds)
 
-    def _named(self, row: np.ndarray) -> dict[str, float]:
-        """Values by lever; levers that the policy only looks at come last in a row, and are left out."""
-        return dict(zip(self._moved, row.tolist(), strict=False))
-
     def summary(self) -> str:
         """What changed, why, and what the loss did afterwards; several lines."""
         now = self.multipliers
@@ -190,6 +215,7 @@ class Controller:
         settings = self._settings
         return {
             **settings.identity(self._optimizer),
+            "mode": settings.mode,
             "total_steps": settings.total_steps,
             "guard": settings.guard,
             "stateful": [type(one).__name__ for one in settings.stateful],
@@ -205,6 +231,8 @@ class Controller:
         self._decided_at = step
         after = self._take_effect(outcome.move)
         decision = self._note(step, outcome, before, after)
+        if said := remarks.no_validation(self._policy.name, self._steering.signals, self._trail.journal):
+            self._run.hooks.say("no validation", said)
         if self._decider.left:
             self.detach()
         return decision
@@ -216,37 +244,20 @@ class Controller:
         if self._settings.mode == "act":
             self._run.hooks.safely("applying multipliers", lambda: self._run.apply(self._steering))
             return self.multipliers
-        advised = self._named(move.after[0])
+        advised = named(self._moved, move.after[0])
         self._steering.multipliers[:] = 1.0
         self._steering.hold()
         return advised
 
     def _note(self, step: int, outcome: Outcome, before: Mapping[str, float], after: Mapping[str, float]) -> Decision:
-        move, observation, fired = outcome.move, outcome.observation, outcome.fired
-        codes = int(np.bitwise_or.reduce(move.reasons[0])) | int(move.refused[0])
-        codes |= int(self._steering.guard.befell[0]) if outcome.rolled_back else 0
-        rolled_back, applied = outcome.rolled_back or "rollback" in fired, self.multipliers
-        undone = self._named((move.reasons[0] & Reason.UNDONE) > 0)
-        answered = not codes & HELD
-        event = Event(
-            step=step,
-            observation=None if observation is None else observation[0],
-            proposed=self._named(move.proposed[0]) if answered else {},
-            before=before,
-            after=after,
-            applied=applied,
-            moved=bool((move.after != move.before).any()),
-            guarded=in_words(codes),
-            rolled_back=rolled_back,
-            losses=outcome.losses,
-            why=self._listener.why() if answered and observation is not None else "",
-            fired=fired,
-            undone=tuple(name for name, taken_back in undone.items() if taken_back),
+        applied = self.multipliers
+        event = outcome.event(
+            step=step, levers=self._moved, before=before, after=after, applied=applied, why=self._listener.why
         )
         self._run.hooks.safely("the audit", lambda: self._trail.note(event))
         self._between = Decision(False, applied, "between decisions", False)
         reason = event.reason(self._settings.mode)
-        return Decision(applied != before or rolled_back, applied, reason, rolled_back)
+        return Decision(applied != before or event.rolled_back, applied, reason, event.rolled_back)
 
     # --- saving -------------------------------------------------------------------------------------------------
 
@@ -259,10 +270,13 @@ class Controller:
         rate = 1.0 if self._settings.mode == "advise" else float(self._steering.lr_multiplier[0])
         return {
             **self._settings.identity(self._optimizer),
+            "mode": self._settings.mode,
+            "total_steps": self._settings.total_steps,
             "lr_multiplier": rate,
             "effective_lr": [scheduled * rate for scheduled in self._run.scheduled_lr],
             "decided_at": self._decided_at,
             "val_loss": float(self._decider.val_loss),
+            "anchor": self._decider.anchored,
             "steering": self._steering.state_dict(),
             "policy_state": to_plain(self._listener.state),
             "run": self._run.state_dict(),
@@ -272,20 +286,36 @@ class Controller:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restores what ``state_dict`` gave; model, optimizer and scheduler must have been restored before.
 
+        A run that was only advised may go on as one that is steered, and the other way round: from null multipliers.
+
         Raises:
-            MismatchError: the state is of another policy or setting, or the scheduled learning rate is not the one
-                that it was saved with; nothing has been changed then.
+            MismatchError: the state is of another policy or setting, or damaged, or the scheduled learning rate is not
+                the one that it was saved with; nothing has been changed then.
         """
-        attachment.check_state(state, self._settings.identity(self._optimizer), self._run.scheduled_lr)
-        self._steering.load_state_dict(state["steering"])
+        settings, steering = self._settings, self._steering
+        fresh = Steering(steering.levers, steering.signals, settings.guard, 1)
+        events = [name for name, kind in self._policy.levers.items() if kind == "events"]
+        identity = settings.identity(self._optimizer)
+        saving.check_state(
+            state,
+            saving.Expected(
+                identity=identity, scheduled_lr=self._run.scheduled_lr, fresh=fresh, policy=self._policy, events=events
+            ),
+        )
+        steering.load_state_dict(state["steering"])
         self._listener.state = from_plain(state["policy_state"])
         self._run.load_state_dict(state["run"])
         self._trail.journal.load_state_dict(state["journal"])
         self._decided_at, self._decider.val_loss = int(state["decided_at"]), float(state["val_loss"])
-        if self._settings.mode == "act" and self.enabled:
-            self._run.apply(self._steering)
+        self._decider.resume()
+        for what, said in saving.remarks(state, settings.total_steps).items():
+            self._run.hooks.say(what, said)
+        if settings.mode == "advise":
+            steering.multipliers[:] = 1.0
+        elif self.enabled:
+            self._run.apply(steering)
         if self._snapshots is not None:
             self._snapshots.clear()
-            self._snapshots.take(self._run.steps)
+            self._run.before_first(self._before_first_step)
         self._between = Decision(False, self.multipliers, "between decisions", False)
         self._run.hooks.safely("the audit", lambda: self._trail.write("resumed", step=self._run.steps))

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from trimtab.inner_training.guard import Health, Reason
+from trimtab.inner_training.guard import Health, Reason, in_words
 from trimtab.inner_training.live_events import LiveEvents
-from trimtab.inner_training.live_run import LiveRun, check_readable
+from trimtab.inner_training.live_losses import check_readable
+from trimtab.inner_training.live_run import LiveRun
 from trimtab.inner_training.live_snapshot import LiveSnapshots
 from trimtab.inner_training.reading import Reading
 from trimtab.inner_training.steering import Move, Steering
@@ -20,10 +22,16 @@ from trimtab.policies.attachment import Attachment
 from trimtab.policies.listening import Listener
 from trimtab.policies.outcomes import Losses, ln_losses
 from trimtab.policies.ranks import initialized
+from trimtab.policies.trail import Event
 
 HELD = (
     Reason.FAULT | Reason.LOST | Reason.LATE | Reason.SWITCHED_OFF | Reason.ABSTAINED | Reason.APART | Reason.PARTED
 )  # reasons for which the policy's answer, if there is one, is not used
+
+
+def named(levers: Sequence[str], row: np.ndarray) -> dict[str, Any]:
+    """Values by lever; levers that the policy only looks at come last in a row, and are left out."""
+    return dict(zip(levers, row.tolist(), strict=False))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +53,8 @@ class Outcome:
         observation: (1, S) what the policy saw; None when it was not asked.
         move: of the levers.
         losses: those of the interval that has ended; None when none has, or they are not known.
-        rolled_back: the guard had the last stable moment restored.
+        rolled_back: the guard had the run put back.
+        befell: ``Reason`` codes of that.
         fired: events that have happened.
     """
 
@@ -53,7 +62,47 @@ class Outcome:
     move: Move
     losses: Losses | None
     rolled_back: bool
+    befell: int = 0
     fired: tuple[str, ...] = ()
+
+    def event(
+        self,
+        *,
+        step: int,
+        levers: Sequence[str],
+        before: Mapping[str, float],
+        after: Mapping[str, float],
+        applied: Mapping[str, float],
+        why: Callable[[], str],
+    ) -> Event:
+        """It as the audit tells it.
+
+        Args:
+            step: optimizer steps done.
+            levers: those that the policy moves, which are the first of the move's.
+            before, after, applied: as in ``Event``.
+            why: what the policy says of its last decision.
+        """
+        move = self.move
+        codes = int(np.bitwise_or.reduce(move.reasons[0])) | int(move.refused[0])
+        codes |= self.befell if self.rolled_back else 0
+        answered = not codes & HELD
+        undone = named(levers, (move.reasons[0] & Reason.UNDONE) > 0)
+        return Event(
+            step=step,
+            observation=None if self.observation is None else self.observation[0],
+            proposed=named(levers, move.proposed[0]) if answered else {},
+            before=before,
+            after=after,
+            applied=applied,
+            moved=bool((move.after != move.before).any()),
+            guarded=in_words(codes),
+            rolled_back=self.rolled_back or "rollback" in self.fired,
+            losses=self.losses,
+            why=why() if answered and self.observation is not None else "",
+            fired=self.fired,
+            undone=tuple(name for name, taken_back in undone.items() if taken_back),
+        )
 
 
 class Decider:
@@ -62,6 +111,7 @@ class Decider:
     Attributes:
         val_loss: the validation loss that came since the last decision; NaN for none.
         left: decisions are over.
+        anchored: an anchor was dropped.
     """
 
     def __init__(self, parts: Parts, optimizer: torch.optim.Optimizer) -> None:
@@ -69,7 +119,7 @@ class Decider:
         self.snapshots, self.listener = parts.snapshots, parts.listener
         self.events = LiveEvents(optimizer, parts.snapshots, parts.settings.mode == "act", self.safely)
         self.val_loss: Tensor | float = math.nan
-        self.left = False
+        self.left = self.anchored = False
         self._by_choice = initialized()  # alone, although there are other processes
 
     def safely(self, what: str, act: Callable[[], None]) -> None:
@@ -79,6 +129,10 @@ class Decider:
     def enabled(self, wanted: bool) -> bool:
         """Whether the controller is switched on; ``wanted`` is what this process was told."""
         return wanted
+
+    def stalled(self) -> bool:
+        """Whether all the losses that came without an optimizer step were not finite."""
+        return self.run.losses.stalled()
 
     def decide(self, *, measure: bool, wanted: bool) -> Outcome:
         """Takes a decision.
@@ -104,8 +158,15 @@ class Decider:
             self.failed(error)
             move = self.steering.hold(Reason.FAULT)
         self.pass_on(measure)
-        fired = self.events.happen(event for event, runs in move.fired.items() if runs[0])
-        return Outcome(observation=observation, move=move, losses=losses, rolled_back=rolled_back, fired=fired)
+        fired = self.happen(event for event, runs in move.fired.items() if runs[0])
+        return Outcome(
+            observation=observation,
+            move=move,
+            losses=losses,
+            rolled_back=rolled_back,
+            befell=int(self.steering.guard.befell[0]),
+            fired=fired,
+        )
 
     def reading(self, measure: bool) -> Reading:
         """Reads the run, with what the interval that has ended measured."""
@@ -147,6 +208,17 @@ class Decider:
         self.run.hooks.say("lost", f"the run has diverged at step {self.run.steps} with no rollback left: {back}the controller leaves it "
                            "to its own settings; stop it (controller.lost tells), and start again at a lower learning rate")  # fmt: skip
         return self.steering.hold(Reason.LOST)
+
+    def happen(self, wanted: Iterable[str]) -> tuple[str, ...]:
+        """Lets events happen; gives those that could."""
+        fired = self.events.happen(wanted)
+        self.anchored |= "anchor" in fired
+        return fired
+
+    def resume(self) -> None:
+        """Another run is taken over: what was dropped in this one is taken away."""
+        self.events.anchor.weigh()
+        self.anchored = False
 
     def failed(self, error: Exception) -> None:
         """Says what went wrong in a decision."""

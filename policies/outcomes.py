@@ -116,6 +116,11 @@ class Ledger:
             undone=undone,
         )
 
+    @property
+    def was_validated(self) -> bool:
+        """Whether a validation loss has come yet."""
+        return self._validation is not None
+
     def validated(self, step: int, ln_val_loss: float) -> Validated | None:
         """Notes a validation loss; None where it is unknown."""
         if not math.isfinite(ln_val_loss):

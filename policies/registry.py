@@ -136,14 +136,23 @@ def _check_names(label: str, policy: Policy) -> None:
 def _check_trial(label: str, policy: Policy) -> None:
     wanted = (2, len(policy.levers))
     try:
-        actions, state = policy.act(np.zeros((2, len(policy.signals)), dtype=np.float32), policy.init(2))
-        shape = np.shape(actions)
+        answer = policy.act(np.zeros((2, len(policy.signals)), dtype=np.float32), policy.init(2))
+        pair = isinstance(answer, tuple) and len(answer) == 2
+        shape = np.shape(answer[0]) if pair else ()
     except Exception as error:  # whatever a user's code raises: it must not first be met inside a training run
         raise MismatchError(f"{label}: a trial decision raised {type(error).__name__}: {error}") from error
-    if shape != wanted or not isinstance(state, dict):
+    if not pair:
         raise MismatchError(
-            f"{label}: a trial decision of 2 runs gave actions of shape {shape} and a state of type "
-            f"{type(state).__name__}; they must be of shape {wanted} and a dict"
+            f"{label}: act gave a {type(answer).__name__}; it must be a tuple of two: actions and state"
+        )
+    if shape != wanted:
+        raise MismatchError(
+            f"{label}: a trial decision gave actions of shape {shape}; it must be {wanted}: 2 runs, and an action for each "
+            f"of its levers ({', '.join(policy.levers)})"
+        )
+    if not isinstance(answer[1], dict):
+        raise MismatchError(
+            f"{label}: a trial decision gave a state of type {type(answer[1]).__name__}; it must be a dict"
         )
 
 

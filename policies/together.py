@@ -82,6 +82,14 @@ class RanksDecider(Decider):
 
         super().safely(what, noted)
 
+    def stalled(self) -> bool:
+        """Whether they were on every rank; ranks skip the same steps, so they ask at the same time."""
+        own = super().stalled()
+        try:
+            return bool(self.ranks.exchange([own]).all())
+        except PartedError:
+            return True  # the decision will say so
+
     def decide(self, *, measure: bool, wanted: bool) -> Outcome:
         """Takes a decision together with the other ranks; after the first that fails there are no more."""
         try:
@@ -214,7 +222,7 @@ class RanksDecider(Decider):
             )
         self.pass_on(measure)
         wanted = [name for name, runs in move.fired.items() if runs[0] and (restorable or name == "reset_moments")]
-        fired = self.events.happen(wanted)
+        fired = self.happen(wanted)
         if goes_back or wanted:
             failed = self.ranks.exchange([self._failed])[:, 0] > 0
             if failed.any() and not failed.all():
@@ -224,6 +232,7 @@ class RanksDecider(Decider):
             move=move,
             losses=thought.losses,
             rolled_back=goes_back and not self._failed,
+            befell=int(self.steering.guard.befell[0]),
             fired=fired,
         )
 

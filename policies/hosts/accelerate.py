@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, Unpack
 
 from torch import Tensor, nn
 
 from trimtab.errors import UserError, require_extra
-from trimtab.inner_training.guard import GuardConfig
 from trimtab.policies.controller import Controller
-from trimtab.policies.hosts.hosted import Hosted, HostOptions
+from trimtab.policies.hosts.hosted import Guarded, Hosted, HostOptions
 from trimtab.policies.policy import Policy
 from trimtab.policies.trail import Decision
 
@@ -45,6 +44,11 @@ class AcceleratedController:
         """Multiplier in force for each lever."""
         return self.controller.multipliers
 
+    @property
+    def lost(self) -> bool:
+        """The run has diverged for good."""
+        return self.controller.lost
+
     def summary(self) -> str:
         """What changed, why, and what the loss did afterwards."""
         return self.controller.summary()
@@ -69,11 +73,7 @@ def attach(
     model: nn.Module | None = None,
     policy: str | os.PathLike[str] | Policy = "default",
     total_steps: int | None = None,
-    decide_every: int | None = None,
-    mode: str = "act",
-    guard: GuardConfig | bool | None = None,
-    stateful: Sequence[Any] = (),
-    audit: str | os.PathLike[str] | None = None,
+    **options: Unpack[Guarded],
 ) -> AcceleratedController:
     """Attaches a controller to an Accelerate loop, and registers it with the accelerator's checkpoints.
 
@@ -84,9 +84,10 @@ def attach(
         accelerator: the ``Accelerator``.
         optimizer: what ``accelerator.prepare`` returned for the optimizer, or the optimizer itself.
         model: the model, wrapped or not.
-        policy, decide_every, mode, guard, stateful, audit: as for ``trimtab.attach``; a gradient scaler is rolled back
-            too.
+        policy: as for ``trimtab.attach``.
         total_steps: optimizer steps (not batches) of the whole training.
+        options: ``decide_every``, ``mode``, ``guard``, ``stateful`` (objects, or a function of the accelerator that gives
+            them), ``audit`` and ``process_group`` as for ``trimtab.attach``; a gradient scaler is rolled back too.
 
     Raises:
         UserError: an argument cannot be used; nothing has been touched then.
@@ -94,16 +95,9 @@ def attach(
     framework = require_extra("accelerate", "huggingface")
     if not isinstance(accelerator, framework.Accelerator):
         raise UserError(f"accelerator is a {type(accelerator).__name__}; give the accelerate.Accelerator of this loop")
-    hosted = Hosted(
-        HostOptions(
-            policy=policy,
-            decide_every=decide_every,
-            mode=mode,
-            guard=guard,
-            stateful=stateful,
-            audit=audit,
-        )
-    )
+    if "stop_when_lost" in options:
+        raise UserError("stop_when_lost is for hosts that own the loop; here, leave it when controller.lost is True")
+    hosted = Hosted(HostOptions(policy=policy, **options))
     scaler = getattr(optimizer, "scaler", None)
     controller = hosted.begin(
         optimizer,

@@ -7,11 +7,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Unpack
 
-from trimtab.inner_training.guard import GuardConfig
 from trimtab.policies.controller import Controller
-from trimtab.policies.hosts.hosted import Hosted, HostOptions, Stateful, innermost, single
+from trimtab.policies.hosts.hosted import Hosted, HostOptions, Options, innermost, single
 from trimtab.policies.policy import Policy
 
 TOTAL = "loss/train/total"  # the batch's loss in ``state.total_loss_dict``, of all its micro-batches
@@ -44,10 +43,12 @@ class TrimtabAlgorithm:
     A gradient scaler is rolled back with the model. The controller's state lies in Composer's checkpoints.
 
     Args:
-        policy, decide_every, mode, guard, audit: as for ``trimtab.attach``.
-        total_steps: optimizer steps of the whole training; None to take them from ``max_duration``.
-        stateful: objects to roll back with the model, or a function of Composer's state that gives them.
+        policy: as for ``trimtab.attach``.
         monitor: name of a metric of an evaluator that is a validation loss; None for none.
+        options: ``decide_every``, ``mode``, ``guard``, ``audit`` and ``process_group`` as for ``trimtab.attach``;
+            ``total_steps``, optimizer steps of the whole training, None to take them from ``max_duration``;
+            ``stateful``, objects to roll back with the model, or a function of Composer's state that gives them;
+            ``stop_when_lost=True`` ends the training when the run has diverged for good, where Composer's state can.
 
     Raises:
         UserError: when the training starts: several optimizers, an argument that cannot be used, or a checkpoint of
@@ -61,27 +62,12 @@ class TrimtabAlgorithm:
         self,
         policy: str | os.PathLike[str] | Policy = "default",
         *,
-        total_steps: int | None = None,
-        decide_every: int | None = None,
-        mode: str = "act",
-        guard: GuardConfig | bool | None = None,
-        stateful: Stateful = (),
-        audit: str | os.PathLike[str] | None = None,
         monitor: str | None = None,
+        **options: Unpack[Options],
     ) -> None:
         self._monitor = monitor
         self._optimizer: Any = None
-        self._hosted = Hosted(
-            HostOptions(
-                policy=policy,
-                total_steps=total_steps,
-                decide_every=decide_every,
-                mode=mode,
-                guard=guard,
-                stateful=stateful,
-                audit=audit,
-            )
-        )
+        self._hosted = Hosted(HostOptions(policy=policy, **options))
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}()"
@@ -115,9 +101,11 @@ class TrimtabAlgorithm:
             self._start(state)
         elif now == VALIDATED:
             self._validated(state)
-        elif now == BATCH and TOTAL in state.total_loss_dict:
-            self._hosted.note(state.total_loss_dict[TOTAL])
+        elif now == BATCH and (loss := self._loss(state)) is not None:
+            self._hosted.note(loss)
             decision = self._hosted.step()
+            if self._hosted.stops and callable(stop := getattr(state, "stop_training", None)):
+                stop()
             return int(decision is not None and decision.acted)
         return 0
 
@@ -140,6 +128,13 @@ class TrimtabAlgorithm:
             also=() if scaler is None else (scaler,),
         )
         self._optimizer = optimizer
+
+    def _loss(self, state: Any) -> Any:
+        """The batch's loss. Composer does not tell that of a batch whose step the scaler skipped; what stands there then
+        is an earlier one, so it is that of the last micro-batch."""
+        skipped = self._hosted.controller is not None and self._hosted.controller.steps == self._hosted.seen
+        last = getattr(state, "loss", None)
+        return last if skipped and last is not None else state.total_loss_dict.get(TOTAL)
 
     def _validated(self, state: Any) -> None:
         for metrics in state.eval_metrics.values():

@@ -5,14 +5,16 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from trimtab.errors import UserError
 from trimtab.inner_training.guard import GuardConfig
 from trimtab.policies.attach import attach
+from trimtab.policies.audit import AuditFile
 from trimtab.policies.controller import Controller
 from trimtab.policies.policy import Policy
 from trimtab.policies.trail import Decision
@@ -28,6 +30,7 @@ class HostOptions:
         total_steps: None for the host's own count of optimizer steps, where it knows it.
         stateful: objects to roll back with the model, or a function of the host's trainer or state that gives them,
             for what does not exist before the training begins.
+        stop_when_lost: the host ends the training when the run has diverged for good.
     """
 
     policy: str | os.PathLike[str] | Policy = "default"
@@ -36,7 +39,32 @@ class HostOptions:
     mode: str = "act"
     guard: GuardConfig | bool | None = None
     stateful: Stateful = ()
-    audit: str | os.PathLike[str] | None = None
+    audit: str | os.PathLike[str] | AuditFile | None = None
+    process_group: dist.ProcessGroup | None = None
+    stop_when_lost: bool = False
+
+
+class Common(TypedDict, total=False):
+    """Some of them as keyword arguments."""
+
+    decide_every: int | None
+    mode: str
+    stateful: Stateful
+    process_group: dist.ProcessGroup | None
+    stop_when_lost: bool
+
+
+class Guarded(Common, total=False):
+    """More of them."""
+
+    guard: GuardConfig | bool | None
+    audit: str | os.PathLike[str] | AuditFile | None
+
+
+class Options(Guarded, total=False):
+    """All but the policy."""
+
+    total_steps: int | None
 
 
 def innermost(optimizer: Any) -> Any:
@@ -71,6 +99,7 @@ class Hosted:
 
     Attributes:
         controller: the present one, or that of the training that ended last; None before the first.
+        seen: its optimizer steps when it was last told of one.
     """
 
     def __init__(self, options: HostOptions) -> None:
@@ -79,7 +108,7 @@ class Hosted:
         self._saved: Mapping[str, Any] | None = None  # to be loaded when the optimizer exists
         self._losses: list[Tensor | float] = []
         self._val_loss: Tensor | float | None = None
-        self._seen = 0
+        self.seen = 0
 
     def begin(
         self, optimizer: Any, model: nn.Module | None, *, host: Any, total_steps: int | None, also: Sequence[Any] = ()
@@ -109,6 +138,7 @@ class Hosted:
             guard=options.guard,
             stateful=[*given, *also] if isinstance(given, list | tuple) else given,
             audit=options.audit,
+            process_group=options.process_group,
         )
         saved, self._saved = self._saved, None
         if saved is not None:
@@ -118,7 +148,7 @@ class Hosted:
                 controller.detach()
                 raise
         self._losses.clear()
-        self.controller, self._seen = controller, controller.steps
+        self.controller, self.seen = controller, controller.steps
         return controller
 
     def note(self, loss: Tensor | float) -> None:
@@ -134,24 +164,40 @@ class Hosted:
         """Whether there is a loss since the last step."""
         return bool(self._losses)
 
+    @property
+    def told(self) -> bool:
+        """Whether the controller has been told a loss yet."""
+        return self.controller is not None and self.controller.told
+
     def step(self, *, total: bool = False) -> Decision | None:
         """Tells the controller of an optimizer step; None where there was none, as when a gradient scaler skipped it.
+
+        The loss of a step without one is unknown; the first must have one to be told of.
 
         Args:
             total: the loss is the sum of what was noted, not its mean.
         """
         losses, controller = self._losses, self.controller
-        if controller is None or controller.steps == self._seen or not losses:
+        if controller is None:
             losses.clear()
             return None
-        self._seen = controller.steps
-        loss = losses[0]
+        done, self.seen = controller.steps > self.seen, controller.steps
+        loss: Any = losses[0] if losses else None
         if len(losses) > 1:
             summed = torch.stack([torch.as_tensor(one).float().mean() for one in losses]).sum()
             loss = summed if total else summed / len(losses)
         losses.clear()
-        val_loss, self._val_loss = self._val_loss, None
-        return controller.step(loss, val_loss)
+        if done:
+            val_loss, self._val_loss = self._val_loss, None
+            return None if loss is None and not controller.told else controller.step(loss, val_loss)
+        if loss is not None and controller.steps > 0:  # it counts those, in case that no step is done any more
+            controller.step(loss)
+        return None
+
+    @property
+    def stops(self) -> bool:
+        """Whether the host is to end the training now."""
+        return self.options.stop_when_lost and self.controller is not None and self.controller.lost
 
     def end(self) -> None:
         """Leaves the optimizer as it was; the controller can still be asked for its summary and its state."""

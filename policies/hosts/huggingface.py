@@ -8,17 +8,18 @@ from __future__ import annotations
 import functools
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor, nn
 
 from trimtab.errors import UserError, require_extra
 from trimtab.inner_training.guard import GuardConfig
+from trimtab.policies.audit import AuditFile
 from trimtab.policies.controller import Controller
-from trimtab.policies.hosts.hosted import Hosted, HostOptions
+from trimtab.policies.hosts.hosted import Common, Hosted, HostOptions
 from trimtab.policies.policy import Policy
 
 logger = logging.getLogger("trimtab")
@@ -52,9 +53,13 @@ class HuggingFaceHooks:
     found in ``trainer.callback_handler.callbacks``.
 
     Args:
-        policy, decide_every, mode, guard, audit, stateful: as for ``trimtab.attach``.
-        total_steps: optimizer steps of the whole training; None for the Trainer's ``max_steps``.
+        policy: as for ``trimtab.attach``.
         monitor: name of the validation loss among the metrics of an evaluation.
+        guard: as for ``trimtab.attach``; or its settings by name, as a checkpoint holds them.
+        audit: as for ``trimtab.attach``; or the fields of an ``AuditFile`` by name.
+        total_steps: optimizer steps of the whole training, None for the Trainer's ``max_steps``.
+        options: ``decide_every``, ``mode``, ``stateful`` (objects) and ``process_group`` as for ``trimtab.attach``;
+            ``stop_when_lost=True`` ends the training when the run has diverged for good.
 
     Raises:
         UserError: when the training starts: an argument that cannot be used, or a checkpoint of another controller
@@ -65,30 +70,32 @@ class HuggingFaceHooks:
         self,
         policy: str | os.PathLike[str] | Policy = "default",
         *,
-        total_steps: int | None = None,
-        decide_every: int | None = None,
-        mode: str = "act",
-        guard: GuardConfig | Mapping[str, Any] | bool | None = None,
-        stateful: Sequence[Any] = (),
-        audit: str | os.PathLike[str] | None = None,
         monitor: str = "eval_loss",
+        total_steps: int | None = None,
+        guard: GuardConfig | Mapping[str, Any] | bool | None = None,
+        audit: str | os.PathLike[str] | AuditFile | Mapping[str, Any] | None = None,
+        **options: Unpack[Common],
     ) -> None:
-        if isinstance(policy, Mapping) or isinstance(stateful, str):
+        objects = (options.get("stateful"), options.get("process_group"))
+        if isinstance(policy, Mapping) or any(isinstance(one, str) for one in objects):
             raise UserError(
                 "restore_callback_states_from_checkpoint=True makes the Trainer rebuild the callback from JSON, which "
-                "cannot hold a policy object or stateful objects; leave it False (the controller is restored anyway), "
-                "or give the policy by name or path, and no stateful objects"
+                "cannot hold a policy object, stateful objects or a process group; leave it False (the controller is "
+                "restored anyway), or give the policy by name or path, and none of the others"
+            )
+        if callable(options.get("stateful")):
+            raise UserError(
+                "stateful is a function, but a Trainer does not show itself to its callbacks, so there is nothing to call it "
+                "with; give the objects themselves"
             )
         self._monitor = monitor
         self._hosted = Hosted(
             HostOptions(
                 policy=policy,
                 total_steps=total_steps,
-                decide_every=decide_every,
-                mode=mode,
                 guard=GuardConfig(**guard) if isinstance(guard, Mapping) else guard,
-                stateful=stateful,
-                audit=audit,
+                audit=AuditFile(**audit) if isinstance(audit, Mapping) else audit,
+                **options,
             )
         )
         self._handle: Any = None
@@ -118,7 +125,8 @@ class HuggingFaceHooks:
         """What the Trainer writes into a checkpoint: how to make this callback again, and the controller's state."""
         options = self._hosted.options
         by_name = isinstance(options.policy, str | os.PathLike)
-        guard = options.guard
+        guard, audit = options.guard, options.audit
+        path = None if audit is None else os.fspath(audit)
         arguments = {
             "policy": os.fspath(options.policy) if by_name else {"object": type(options.policy).__name__},  # type: ignore[arg-type]
             "total_steps": options.total_steps,
@@ -126,7 +134,9 @@ class HuggingFaceHooks:
             "mode": options.mode,
             "guard": asdict(guard) if isinstance(guard, GuardConfig) else guard,
             "stateful": "objects" if options.stateful else [],
-            "audit": None if options.audit is None else os.fspath(options.audit),
+            "audit": {**asdict(audit), "path": path} if isinstance(audit, AuditFile) else path,
+            "process_group": None if options.process_group is None else "object",
+            "stop_when_lost": options.stop_when_lost,
             "monitor": self._monitor,
         }
         return {"args": arguments, "attributes": {"saved": self.saved}}
@@ -183,12 +193,14 @@ class HuggingFaceHooks:
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Tells the controller of an optimizer step, unless a gradient scaler skipped it."""
-        if not self._hosted.noted:
+        if not self._hosted.noted and not self._hosted.told:
             raise UserError(
                 "no loss was found in the model's output; call callback.follow(trainer) before trainer.train() where "
                 "the loss is computed outside of the model"
             )
         self._hosted.step(total=self._total)
+        if self._hosted.stops:
+            control.should_training_stop = True
 
     def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Any = None, **kwargs: Any) -> None:
         """Passes the validation loss on, with the next step."""

@@ -10,14 +10,13 @@ import math
 import os
 import sys
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Unpack
 
 from torch import Tensor
 
 from trimtab.errors import require_extra
-from trimtab.inner_training.guard import GuardConfig
 from trimtab.policies.controller import Controller
-from trimtab.policies.hosts.hosted import Hosted, HostOptions, Stateful, single
+from trimtab.policies.hosts.hosted import Hosted, HostOptions, Options, single
 from trimtab.policies.policy import Policy
 
 logger = logging.getLogger("trimtab")
@@ -30,10 +29,12 @@ class LightningHooks:
     ``TrimtabCallback``, and is loaded when optimizer and schedulers have been restored.
 
     Args:
-        policy, decide_every, mode, guard, audit: as for ``trimtab.attach``.
-        total_steps: optimizer steps of the whole training; None for ``trainer.estimated_stepping_batches``.
-        stateful: objects to roll back with the model, or a function of the trainer that gives them.
+        policy: as for ``trimtab.attach``.
         monitor: name of a validation loss in ``trainer.callback_metrics``; None for none.
+        options: ``decide_every``, ``mode``, ``guard``, ``audit`` and ``process_group`` as for ``trimtab.attach``;
+            ``total_steps``, optimizer steps of the whole training, None for ``trainer.estimated_stepping_batches``;
+            ``stateful``, objects to roll back with the model, or a function of the trainer that gives them;
+            ``stop_when_lost=True`` ends the training when the run has diverged for good.
 
     Raises:
         UserError: when the training starts: several optimizers, an argument that cannot be used, or a checkpoint
@@ -44,28 +45,13 @@ class LightningHooks:
         self,
         policy: str | os.PathLike[str] | Policy = "default",
         *,
-        total_steps: int | None = None,
-        decide_every: int | None = None,
-        mode: str = "act",
-        guard: GuardConfig | bool | None = None,
-        stateful: Stateful = (),
-        audit: str | os.PathLike[str] | None = None,
         monitor: str | None = None,
+        **options: Unpack[Options],
     ) -> None:
         self._monitor = monitor
         self._said: set[str] = set()
         self._done = 0  # optimizer steps that Lightning has counted
-        self._hosted = Hosted(
-            HostOptions(
-                policy=policy,
-                total_steps=total_steps,
-                decide_every=decide_every,
-                mode=mode,
-                guard=guard,
-                stateful=stateful,
-                audit=audit,
-            )
-        )
+        self._hosted = Hosted(HostOptions(policy=policy, **options))
 
     @property
     def controller(self) -> Controller | None:
@@ -117,6 +103,8 @@ class LightningHooks:
         decision = self._hosted.step()
         if decision is not None and decision.acted:
             self._log(trainer)
+        if self._hosted.stops:
+            trainer.should_stop = True
 
     def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
         """Passes the validation loss on, with the next step."""
@@ -144,7 +132,8 @@ class LightningHooks:
         if controller is None:
             return
         values = {f"trimtab/{lever}_multiplier": value for lever, value in controller.multipliers.items()}
-        rate = float(trainer.optimizers[0].param_groups[0]["lr"]) * controller.multipliers.get("lr", 1.0)
+        rates = (float(group["lr"]) for group in trainer.optimizers[0].param_groups)
+        rate = next(filter(None, rates), 0.0) * controller.multipliers.get("lr", 1.0)
         for one in trainer.loggers:
             one.log_metrics({**values, "trimtab/effective_lr": rate}, step=trainer.global_step)
 

@@ -29,7 +29,7 @@ from trimtab.policies.attach import attach
 from trimtab.policies.audit import AuditFile, read_audit, rounded, verify_audit
 from trimtab.policies.audit_chain import load_trace
 from trimtab.policies.audit_format import LINES, fits
-from trimtab.policies.audit_header import options_of
+from trimtab.policies.identity import options_of
 
 
 def audited(path: Path, policy: Scripted, **options: object) -> Loop:

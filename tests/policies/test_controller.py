@@ -496,7 +496,6 @@ def test_loading_verifies_the_rate_and_changes_nothing_when_it_refuses() -> None
     for loop, state, message in [
         (build(), saved, "restore the optimizer and its scheduler before the controller"),
         (build("plateau"), saved, "saved with policy 'greedy', but this controller has 'plateau'"),
-        (build(mode="advise"), saved, "saved with mode 'act'"),
         (build(), {"steps": 3}, "it has no 'format'"),
     ]:
         before = json.dumps(loop.controller.state_dict())

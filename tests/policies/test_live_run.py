@@ -377,6 +377,69 @@ def test_steps_that_a_gradient_scaler_skips_do_not_count() -> None:
         assert "rollbacks: 0" in loop.controller.summary()
 
 
+class Checkpoints:
+    """Saves optimizer and controller wherever it is called from, as the handler of a signal would."""
+
+    def __init__(self) -> None:
+        self.taken: list[tuple[Any, Any]] = []
+        self.controller: Any = None
+
+    @torch.compiler.disable
+    def __call__(self, optimizer: torch.optim.Optimizer, *ignored: Any) -> None:
+        controller = None if self.controller is None else json.loads(json.dumps(self.controller.state_dict()))
+        self.taken.append((copy.deepcopy(optimizer.state_dict()), controller))
+
+
+def in_three(kind: str, rate: Any) -> torch.optim.Optimizer:
+    shapes: list[Any] = [torch.nn.Parameter(torch.ones(3)) for _ in range(2)]
+    groups = [{"params": shapes[:1]}, {"params": shapes[1:], "weight_decay": 0.3}]
+    if kind == "sgd":
+        return torch.optim.SGD(groups, lr=rate, momentum=0.9, weight_decay=0.1)
+    return torch.optim.AdamW(groups, lr=rate, betas=(0.8, 0.99), weight_decay=0.1)
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.*:DeprecationWarning")  # torch's own, on its first compilation
+@pytest.mark.parametrize(
+    ("kind", "tensor", "compiled"),
+    [
+        ("sgd", False, False),
+        ("sgd", True, False),
+        ("adamw", False, False),
+        ("adamw", True, False),
+        ("adamw", True, True),
+    ],
+)
+def test_a_checkpoint_taken_inside_a_step_holds_the_scheduled_values(kind: str, tensor: bool, compiled: bool) -> None:
+    torch.compiler.reset()
+    optimizer = in_three(kind, torch.tensor(0.05) if tensor else 0.05)
+    save = Checkpoints()
+    optimizer.register_step_post_hook(save)  # before the controller's own, so that its values are still in force
+    levers = dict.fromkeys(("lr", "momentum", "weight_decay"), "targets")
+    policy = Scripted([[0.5, 0.7, 3.0]], levers=levers, decide_every=2)
+    controller = save.controller = attach(optimizer, policy=policy)
+    own = copy.deepcopy(optimizer.state_dict()["param_groups"])
+    optimizer.register_step_pre_hook(save)  # after it, when they are in force
+    seen = inside(optimizer, lambda group: float(group["lr"]))
+    step = torch.compile(optimizer.step, backend="eager") if compiled else optimizer.step
+    for _ in range(3):
+        for group in optimizer.param_groups:
+            group["params"][0].grad = torch.ones(3)
+        step()
+        controller.step(1.0)
+    assert seen == pytest.approx([0.025] * 3) and len(save.taken) == 6
+    for state, told in save.taken:
+        assert state["param_groups"] == own
+        assert told["effective_lr"] == pytest.approx([0.025, 0.025])
+    base = controller._run.base(controller._steering.levers)
+    found: list[Any] = []
+    optimizer.register_step_pre_hook(lambda *ignored: found.append(controller._run.base(controller._steering.levers)))
+    optimizer.step()
+    assert found == [base]
+    again = in_three(kind, 0.05)
+    again.load_state_dict(save.taken[-1][0])
+    attach(again, policy=Scripted([[0.5, 0.7, 3.0]], levers=levers, decide_every=2)).load_state_dict(save.taken[-1][1])
+
+
 def test_detaching_leaves_the_optimizer_as_it_was() -> None:
     for early in (False, True):
         loop, alone = Loop(sgd), Loop(sgd)
@@ -388,6 +451,7 @@ def test_detaching_leaves_the_optimizer_as_it_was() -> None:
         controller.detach()
         assert vars(loop.optimizer).get("step") is own
         assert not loop.optimizer._optimizer_step_pre_hooks and not loop.optimizer._optimizer_step_post_hooks
+        assert not loop.optimizer._optimizer_state_dict_post_hooks
         loop.controller = controller
         loop.run(12)
         alone.run(12)

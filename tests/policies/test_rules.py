@@ -475,9 +475,9 @@ BROKEN: list[tuple[Any, str]] = [
     (broken(decide_every=0), "decide_every is 0"),
     (broken(decide_every=1.5), "decide_every is 1.5"),
     (broken(act=fails), "a trial decision raised RuntimeError: boom"),
-    (broken(act=lambda self, o, s: (np.zeros(2), s)), r"actions of shape \(2,\).*must be of shape \(2, 1\)"),
+    (broken(act=lambda self, o, s: (np.zeros(2), s)), r"actions of shape \(2,\).*must be \(2, 1\)"),
     (broken(act=lambda self, o, s: (np.zeros((2, 1)), None)), "a state of type NoneType"),
-    (broken(act=lambda self, o, s: None), "a trial decision raised TypeError"),
+    (broken(act=lambda self, o, s: None), "act gave a NoneType; it must be a tuple"),
 ]
 
 

@@ -356,7 +356,7 @@ def huggingface_trainer(case: Case, folder: Any, callback: Any, end: int, found:
 
     class Last(TrainerCallback):
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            control.should_training_stop = state.global_step >= end
+            control.should_training_stop |= state.global_step >= end
             if state.global_step == end and callback is not None and callback.controller is not None:
                 found.append(callback.controller.multipliers["lr"])
 

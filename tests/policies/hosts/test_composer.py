@@ -73,6 +73,7 @@ class Stub:
                 loss = state.model(**rows)["loss"] / self.case.accumulate
                 (loss if state.scaler is None else state.scaler.scale(loss)).backward()
                 total += loss.detach()
+                state.loss = loss.detach()
                 self.event(Event.AFTER_BACKWARD)
             if state.scaler is None:
                 optimizer.step()
@@ -147,6 +148,16 @@ def test_the_null_policy_is_no_controller_bit_for_bit() -> None:
     alone, null = Stub(case).fit(8), Stub(case, TrimtabAlgorithm("constant")).fit(8)
     assert torch.equal(alone.weights(), null.weights())
     assert null.traces == [0] * 9
+
+
+def test_a_run_whose_steps_are_all_skipped_is_rolled_back() -> None:
+    algorithm = TrimtabAlgorithm(Scripted([[1.0]], decide_every=2))
+    stub = Stub(Case(amp=True, steps=60), algorithm).fit(8)
+    next(stub.state.model.parameters()).data.fill_(torch.nan)
+    stub.fit(19)
+    assert not torch.isfinite(stub.weights()).all()
+    stub.fit(6)
+    assert torch.isfinite(stub.weights()).all() and algorithm.controller.steps == 7 + 5
 
 
 def test_the_budget_and_the_validation_loss_come_from_the_state() -> None:

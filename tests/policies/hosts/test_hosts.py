@@ -73,6 +73,24 @@ def test_a_resumed_training_goes_on_as_if_it_had_not_stopped(host: str, mode: st
     assert one == other
 
 
+class Dies(Recorder):
+    """Its weights are no numbers after seven steps, in the middle of an interval, once."""
+
+    def step(self, closure: Any = None) -> Any:
+        loss = super().step(closure)
+        if len(self.effective) == 7:
+            self.param_groups[0]["params"][0].data.fill_(torch.nan)
+        return loss
+
+
+@pytest.mark.parametrize("host", ["lightning", "huggingface", "accelerate"])
+def test_a_run_whose_steps_are_all_skipped_is_rolled_back(host: str) -> None:
+    policy = Scripted([[1.0]], decide_every=2)
+    seen = HOSTS[host](Case(policy=policy, amp=True, steps=35, make=lambda model: Dies(groups(model))))
+    assert seen.controller is not None and "rollbacks: 1" in seen.controller.summary()
+    assert torch.isfinite(seen.weights).all() and len(seen.effective) == seen.controller.steps == 36 - 1 - 20
+
+
 # --- refusals -----------------------------------------------------------------------------------------------------
 
 

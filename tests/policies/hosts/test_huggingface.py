@@ -18,7 +18,7 @@ from trimtab.errors import UserError
 from trimtab.inner_training.guard import GuardConfig
 
 transformers = pytest.importorskip("transformers", reason="transformers is not installed")
-from trimtab.policies.hosts.huggingface import TrimtabCallback
+from trimtab.policies.hosts.huggingface import TrimtabCallback, loss_of
 
 
 def run(callback: Any, case: Case, folder: Path, end: int | None = None, resume: int = 0, **more: Any) -> Any:
@@ -98,6 +98,23 @@ def test_a_loss_from_outside_of_the_model_is_asked_for_or_followed(tmp_path: Pat
         callback.follow(trainer)
         trainer.train()
         np.testing.assert_allclose(losses(callback), losses(expected), rtol=1e-6)
+
+
+def test_a_step_without_a_loss_ends_no_training_that_is_under_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.WARNING, "trimtab")
+    outputs: list[Any] = []
+
+    def at_times(output: Any) -> Any:
+        outputs.append(output)
+        return None if len(outputs) in (3, 4) else loss_of(output)
+
+    monkeypatch.setattr("trimtab.policies.hosts.huggingface.loss_of", at_times)
+    callback = TrimtabCallback(Scripted([[1.0], [1.0], [0.5], [0.25]], decide_every=2))
+    run(callback, Case(steps=8), tmp_path)
+    assert callback.controller.steps == 8 and sum("loss is None" in line for line in caplog.messages) == 1
+    assert losses(callback) == [] and "between x0.25 and x1" in callback.controller.summary()
 
 
 def test_a_compiled_model_is_steered_too(tmp_path: Path) -> None:
