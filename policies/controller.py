@@ -14,7 +14,7 @@ from trimtab.inner_training.live_snapshot import LiveSnapshots
 from trimtab.inner_training.measurements import needs_of
 from trimtab.inner_training.module_parts import check_deadline
 from trimtab.inner_training.signals import resolve_signals
-from trimtab.inner_training.steering import Move, Steering
+from trimtab.inner_training.steering import Move
 from trimtab.policies import attachment, audit_header, remarks, saving
 from trimtab.policies.attachment import Attachment
 from trimtab.policies.audit import Audit
@@ -293,15 +293,7 @@ class Controller:
                 the one that it was saved with; nothing has been changed then.
         """
         settings, steering = self._settings, self._steering
-        fresh = Steering(steering.levers, steering.signals, settings.guard, 1)
-        events = [name for name, kind in self._policy.levers.items() if kind == "events"]
-        identity = settings.identity(self._optimizer)
-        saving.check_state(
-            state,
-            saving.Expected(
-                identity=identity, scheduled_lr=self._run.scheduled_lr, fresh=fresh, policy=self._policy, events=events
-            ),
-        )
+        saving.check_state(state, saving.expected(settings, steering, self._optimizer, self._run.scheduled_lr))
         steering.load_state_dict(state["steering"])
         self._listener.state = from_plain(state["policy_state"])
         self._run.load_state_dict(state["run"])

@@ -15,6 +15,7 @@ import torch
 from trimtab.errors import MismatchError
 from trimtab.inner_training.live_probe import LiveProbe
 from trimtab.inner_training.steering import Steering
+from trimtab.policies.attachment import Attachment
 from trimtab.policies.network import LearnedPolicy
 from trimtab.policies.plain import from_plain
 from trimtab.policies.policy import Policy
@@ -45,27 +46,40 @@ class Expected:
     events: Sequence[str]
 
 
-def check_state(state: Mapping[str, Any], expected: Expected) -> None:
+def expected(
+    settings: Attachment, steering: Steering, optimizer: torch.optim.Optimizer, scheduled_lr: Sequence[float]
+) -> Expected:
+    """What the controller of these settings takes over."""
+    return Expected(
+        identity=settings.identity(optimizer),
+        scheduled_lr=scheduled_lr,
+        fresh=Steering(steering.levers, steering.signals, settings.guard, 1),
+        policy=settings.policy,
+        events=[name for name, kind in settings.policy.levers.items() if kind == "events"],
+    )
+
+
+def check_state(state: Mapping[str, Any], wanted: Expected) -> None:
     """Raises ``MismatchError``, which names the entry, unless a saved state can be taken over as it is.
 
     Args:
         state: what ``Controller.state_dict`` gave.
-        expected: what it must fit.
+        wanted: what it must fit.
     """
-    for key, value in expected.identity.items():
+    for key, value in wanted.identity.items():
         if not isinstance(state, Mapping) or key not in state:
             raise MismatchError(f"this is not the state of a controller: it has no {key!r}")
         if state[key] != value:
             raise MismatchError(f"the state was saved with {key} {state[key]!r}, but this controller has {value!r}")
-    rates = [0.0] * len(expected.scheduled_lr)
+    rates = [0.0] * len(wanted.scheduled_lr)
     numbers = {"lr_multiplier": 1.0, "effective_lr": rates, "decided_at": 0, "val_loss": math.nan, "anchor": False}
     like(state, {**numbers, "mode": "", "run": RUN, "steering": {}}, "")
     _entry(state, "total_steps", "")
-    _check_steering(state["steering"], expected)
+    _check_steering(state["steering"], wanted)
     _check_run(state["run"])
-    _check_policy_state(_entry(state, "policy_state", ""), expected.policy)
+    _check_policy_state(_entry(state, "policy_state", ""), wanted.policy)
     _loads("journal", _entry(state, "journal", ""), Journal().load_state_dict)
-    _check_rate(state, expected.scheduled_lr)
+    _check_rate(state, wanted.scheduled_lr)
 
 
 def remarks(state: Mapping[str, Any], total_steps: int | None) -> dict[str, str]:
@@ -132,8 +146,8 @@ def _within(values: Any, low: float, high: float, path: str) -> None:
             raise _wrong(path, value, f"between {low:g} and {high:g}")
 
 
-def _check_steering(state: Any, expected: Expected) -> None:
-    fresh = expected.fresh
+def _check_steering(state: Any, wanted: Expected) -> None:
+    fresh = wanted.fresh
     pattern = fresh.state_dict()
     pattern["guard"] = {name: held for name, held in pattern["guard"].items() if name not in OPEN}
     like(state, {name: held for name, held in pattern.items() if name not in OPEN}, "steering")
@@ -147,8 +161,8 @@ def _check_steering(state: Any, expected: Expected) -> None:
     rests = _entry(state["guard"], "events", "steering.guard")
     like(rests, {}, "steering.guard.events")
     for name in rests:
-        if name not in expected.events:
-            raise _wrong("steering.guard.events", name, f"one of {', '.join(expected.events) or 'none'}")
+        if name not in wanted.events:
+            raise _wrong("steering.guard.events", name, f"one of {', '.join(wanted.events) or 'none'}")
     like(rests, {name: [0] for name in rests}, "steering.guard.events")
     _check_memory(_entry(state, "memory", "steering"), fresh.num_runs)
 
