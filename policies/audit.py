@@ -135,8 +135,10 @@ class Audit:
     def _begin(self, header: Mapping[str, Any]) -> None:
         try:
             self.append([header])
-        except OSError as error:
+        except BaseException as error:
             self.path.unlink(missing_ok=True)
+            if not isinstance(error, OSError):
+                raise
             raise UserError(f"audit file {str(self.path)!r} cannot be written: {error.strerror}") from error
 
     def _go_on(self, header: Mapping[str, Any]) -> None:

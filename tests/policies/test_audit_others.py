@@ -126,6 +126,12 @@ def test_a_path_that_no_file_can_have_leaves_the_optimizer_alone(
         verify_audit(path)
 
 
+def test_a_header_that_cannot_be_written_leaves_no_empty_file(tmp_path: Path) -> None:
+    with pytest.raises(TypeError):
+        Audit(tmp_path / "run.jsonl", {"policy": object()})
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize("name", ["data", "project"])
 def test_labels_that_no_encoding_can_write_are_refused(name: str) -> None:
     with pytest.raises(UserError, match=rf"{name} of an audit is 'a\\udcfc', which holds half a character") as caught:
