@@ -10,6 +10,7 @@ from typing import Any
 from trimtab.agents.audit_changes import Effect, Kind, Made, by_kind, changes_of, effect_of, with_any_cause
 from trimtab.errors import UserError
 from trimtab.policies.audit_chain import Trace, load_trace
+from trimtab.printing import printable
 
 File = str | os.PathLike[str]
 OPPOSITE = {"helped": "hurt", "hurt": "helped"}
@@ -72,7 +73,7 @@ class Comparison:
         lines = []
         for row in self.regressions:
             helped, hurt = ("a", "b") if row.a is not None and row.a.verdict == "helped" else ("b", "a")
-            lines.append(f"{row.kind.text()}: helped in {helped}, hurt in {hurt}")
+            lines.append(f"{printable(row.kind.text())}: helped in {helped}, hurt in {hurt}")
         judged = sum(_judged(row.a) and _judged(row.b) for row in self.rows)
         return "\n".join(
             lines or [f"no kind of change helped in one and hurt in the other ({judged} could be judged in both)"]
@@ -172,4 +173,4 @@ def _notes(side: str, trace: Trace) -> list[str]:
     notes = [f"{side}: {trace.name}, policy {about.get('policy')}, {shown}, {data}."]
     if not trace.verdict.holds:
         notes.append(f"{side}: {trace.name}: {trace.verdict.text()}; what comes from there on is left out.")
-    return notes
+    return [printable(note) for note in notes]

@@ -10,6 +10,7 @@ from trimtab.agents.audit_page import MARK, to_page
 from trimtab.agents.files import write_atomically
 from trimtab.errors import OutputExistsError
 from trimtab.policies.audit_chain import load_trace
+from trimtab.printing import printable
 
 
 def run_report(file: Path, against: Sequence[Path], out: Path) -> str:
@@ -18,7 +19,7 @@ def run_report(file: Path, against: Sequence[Path], out: Path) -> str:
     Args:
         file: the audit.
         against: audits of another project to compare it with; empty for none.
-        out: the page; an earlier report is replaced, anything else is not.
+        out: the page; an earlier report is replaced (where a link leads to it, the link stays), anything else is not.
 
     Returns:
         A few lines: the chain's verdict, the regression check, and where the page is.
@@ -30,19 +31,24 @@ def run_report(file: Path, against: Sequence[Path], out: Path) -> str:
     trace, others = load_trace(file), [load_trace(other) for other in against]
     _check_out(out)
     comparison = compare_traces([trace], others) if others else None
-    write_atomically(out, to_page(trace, comparison))
+    write_atomically(out.resolve(), to_page(trace, comparison))
     told = [f"{file}: {trace.verdict.text()}"]
     told += [f"{path}: {other.verdict.text()}" for path, other in zip(against, others, strict=True)]
     if comparison is not None:
-        told += [*comparison.notes, comparison.text()]
-    return "\n".join([*told, f"report: {out}"])
+        told += [*comparison.notes, *comparison.text().split("\n")]
+    return "\n".join(map(printable, [*told, f"report: {out}"]))
 
 
 def _check_out(out: Path) -> None:
+    shown = f"--out {str(out)!r}"
     if out.is_dir():
-        raise OutputExistsError(f"--out {str(out)!r} is a folder; give a file, such as report.html")
+        raise OutputExistsError(f"{shown} is a folder; give a file, such as report.html")
     if not out.exists():
+        if out.is_symlink():
+            raise OutputExistsError(f"{shown} is a link that leads to no file; give a new file")
         return
+    if not out.is_file():  # reading a pipe would wait for ever
+        raise OutputExistsError(f"{shown} is not a regular file; give a new file")
     with out.open("rb") as file:
         if MARK.encode() not in file.read(100):
-            raise OutputExistsError(f"--out {str(out)!r} exists and is no earlier report; give a new file")
+            raise OutputExistsError(f"{shown} exists and is no earlier report; give a new file")

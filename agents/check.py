@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from trimtab.errors import BundleError, ConfigError, UserError
+from trimtab.printing import printable
 
 
 def run_check(path: Path) -> str:
@@ -55,7 +56,7 @@ def _check_bundle(folder: Path) -> str:
     }
     if ONNX in manifest.files:
         facts[ONNX] = "SHA-256 right; the graph was not run"
-    return "\n".join([f"{folder}: the bundle is whole", *(f"  {part:<15}  {what}" for part, what in facts.items())])
+    return _told(f"{folder}: the bundle is whole", facts)
 
 
 def _check_scenario(path: Path) -> str:
@@ -89,8 +90,11 @@ def _check_scenario(path: Path) -> str:
         "task families": f"{', '.join(share.name for share in scenario.families)}: a run of each was made, from an "
         "instance for training and a held-out one",
     }
-    lines = [f"{path}: the scenario is valid, and its runs can be made"]
-    return "\n".join([*lines, *(f"  {part:<15}  {what}" for part, what in facts.items())])
+    return _told(f"{path}: the scenario is valid, and its runs can be made", facts)
+
+
+def _told(first: str, facts: Mapping[str, str]) -> str:
+    return "\n".join(map(printable, [first, *(f"  {part:<15}  {what}" for part, what in facts.items())]))
 
 
 def _together(where: str, found: Sequence[UserError], kind: type[UserError]) -> UserError:

@@ -15,12 +15,12 @@ def write_atomically(path: Path, content: str | bytes) -> None:
 
     Args:
         path: the file; missing folders above it are made.
-        content: text is written as UTF-8.
+        content: text is written as UTF-8, half characters of it (lone surrogates) as backslash escapes.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".part")
     with temporary.open("wb") as file:
-        file.write(content.encode() if isinstance(content, str) else content)
+        file.write(content.encode(errors="backslashreplace") if isinstance(content, str) else content)
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, path)

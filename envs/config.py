@@ -12,7 +12,9 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from trimtab.errors import ConfigError, unknown
+from trimtab.regular_files import read_regular
 
+MOST_BYTES = 1 << 20  # of a file
 LONGEST = 1024  # bits of a whole number, as in the largest float
 
 
@@ -50,10 +52,11 @@ def read_yaml(path: Path) -> dict[str, Any]:
     """Reads a mapping from a YAML file.
 
     Raises:
-        ConfigError: when there is no such file, it cannot be read, is no YAML, or holds no mapping.
+        ConfigError: when there is no such file, it cannot be read, is no regular file or larger than 1 MiB, is no YAML,
+            or holds no mapping.
     """
     try:
-        data = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+        data = yaml.load(read_regular(path, MOST_BYTES).decode(), Loader=_Loader)
     except OSError as error:
         raise ConfigError(f"cannot read {str(path)!r}: {error.strerror}; give the path of a YAML file") from error
     except (yaml.YAMLError, ValueError, RecursionError) as error:

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils import get_total_norm
 
-from trimtab.inner_training.layout import depth_thirds
-from trimtab.inner_training.live_sample import Sample, wide
+from trimtab.inner_training.live_sample import Sample, kind_of, packed, wide
 from trimtab.inner_training.telemetry import DEPTHS, SAMPLED_STEPS
 
 
@@ -20,7 +19,7 @@ def total_norm(tensors: Sequence[Tensor]) -> Tensor:
     >>> float(total_norm([torch.tensor([3.0]), torch.tensor([[4.0]])]))
     5.0
     """
-    return get_total_norm([wide(tensor) for tensor in tensors]).float()
+    return get_total_norm([wide(tensor) for tensor in packed(tensors)]).float()
 
 
 def may_exceed(norm: Tensor, clip: float) -> bool:
@@ -38,7 +37,7 @@ def inner_product(first: Sequence[Tensor | None], second: Sequence[Tensor | None
 
 
 def depth_norms(tensors: Sequence[Tensor], thirds: Sequence[int]) -> Tensor:
-    """L2 norms (3,) of tensors by the third of the depth that each belongs to (see ``layout.depth_thirds``)."""
+    """L2 norms (3,) of tensors by the third of the depth that each belongs to (see ``Sample.thirds``)."""
     parts = [[one for one, at in zip(tensors, thirds, strict=True) if at == third] for third in range(DEPTHS)]
     nothing = torch.zeros((), device=tensors[0].device)
     return torch.stack([total_norm(part).to(nothing.device) if part else nothing for part in parts])
@@ -87,7 +86,7 @@ class LiveProbe:
         self.grad_dot: Tensor | None = None
         self.update_norm: Tensor | None = None
         self.weight_norm: Tensor | None = None
-        self._earlier: tuple[int, list[Tensor | None]] | None = None
+        self._earlier: tuple[Sample, list[Tensor | None]] | None = None
         self._weights: list[Tensor] | None = None
 
     @property
@@ -115,14 +114,14 @@ class LiveProbe:
         shrink = 1.0 if scale is None else 1.0 / scale.to(norm.device)
         norm = self.grad_norms[position] = norm * shrink
         if position == self.interval - 1:
-            if self._earlier is not None and len(self._earlier[1]) == len(gradients):
+            if self._earlier is not None and self._earlier[0] is sample:
                 dot = inner_product(self._earlier[1], gradients)
                 self.grad_dot = torch.zeros_like(norm) if dot is None else dot * shrink
             self._weights = self._weight_room = copied(sample.read(parameters), self._weight_room)
-            self.weight_norm = depth_norms(self._weights, depth_thirds(sample.shapes))
+            self.weight_norm = depth_norms(self._weights, sample.thirds)
         else:
             held = iter(self._room_for(present, None if scale is None else shrink))
-            self._earlier = (position, [None if one is None else next(held) for one in gradients])
+            self._earlier = (sample, [None if one is None else next(held) for one in gradients])
         return norm if sample.stride == 1 else None
 
     def samples(self, position: int) -> bool:
@@ -137,7 +136,7 @@ class LiveProbe:
     def _sample_of(self, parameters: Sequence[Tensor]) -> Sample:
         shapes = tuple(one.shape for one in parameters)
         if shapes != self._sample.shapes:  # layers may be frozen and thawed under way
-            self._sample = Sample(shapes)
+            self._sample = Sample(shapes, [kind_of(one) for one in parameters])
         return self._sample
 
     def _room_for(self, gradients: Sequence[Tensor], shrink: Tensor | float | None) -> list[Tensor]:
@@ -149,7 +148,7 @@ class LiveProbe:
         if self._weights is not None:
             now = self._sample.read(parameters)
             moved = [old.sub_(new) for new, old in zip(now, self._weights, strict=True)]
-            self.update_norm = depth_norms(moved, depth_thirds(self._sample.shapes))
+            self.update_norm = depth_norms(moved, self._sample.thirds)
             self._weights, self._earlier = None, None
 
     def state_dict(self) -> dict[str, Any]:

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from trimtab.errors import OutputExistsError, UserError, check_whole
-from trimtab.policies.audit_chain import FORMAT, load_trace, read_audit, seal, verify_audit
+from trimtab.policies.audit_chain import FORMAT, read_audit, read_content, seal, trace_of, verify_audit
+from trimtab.policies.strict_json import has_half_characters
 
 __all__ = ["Audit", "AuditFile", "read_audit", "rounded", "rounded_all", "verify_audit"]
 
@@ -40,13 +41,16 @@ class AuditFile:
     project: str | None = None
 
     def __post_init__(self) -> None:
-        """Refuses labels that cannot be compared (``UserError``)."""
+        """Refuses what is no path, and labels that cannot be compared (``UserError``)."""
+        _check_path(self.path)
         for name in ("data", "project"):
             label = getattr(self, name)
             if label is not None and not (isinstance(label, str) and 0 < len(label) <= LONGEST_LABEL):
                 raise UserError(
                     f"{name} of an audit is {label!r}; it must be a text of 1 to {LONGEST_LABEL} characters, or None"
                 )
+            if label is not None and has_half_characters(label):
+                raise UserError(f"{name} of an audit is {label!r}, which holds half a character; give whole ones")
         if self.examples is not None:
             check_whole("examples of an audit", self.examples, 1, remedy="training examples, or None")
 
@@ -58,6 +62,14 @@ class AuditFile:
     def labels(self) -> dict[str, Any]:
         """What the header says of it."""
         return {"project": self.project, "data": self.data, "examples": self.examples}
+
+
+def _check_path(path: object) -> None:
+    named = os.fspath(path) if isinstance(path, str | os.PathLike) else None
+    if not isinstance(named, str) or "\0" in named:
+        raise UserError(
+            f"the path of an audit is {path!r}; it must be a text without null characters, or a pathlib.Path"
+        )
 
 
 def rounded(value: float) -> float | str:
@@ -88,10 +100,12 @@ class Audit:
     """Writes an audit; each line has been handed to the operating system before training goes on.
 
     The file is opened for each append alone, and never made twice: a file that was removed or written to by someone
-    else while the run went on is left alone, and every further append raises.
+    else while the run went on is left alone, and every further append raises. Only bytes of a line that was never
+    finished are cut off, and only while they are the very bytes that were found there, or failed to be written.
 
     Args:
-        path: a file that does not exist yet, in a folder that does; or the audit of this very run, which goes on.
+        path: a file that does not exist yet, in a folder that does; or the audit of this very run, which goes on. It
+            stays where it is when the process changes its working folder.
         header: what the first line says; a resumed run must agree with it in ``IDENTITY``.
 
     Raises:
@@ -101,31 +115,37 @@ class Audit:
 
     def __init__(self, path: str | os.PathLike[str], header: Mapping[str, Any]) -> None:
         self.path = Path(path)
-        self._last, self._end, self._lost, self._dirty = "", 0, 0, False
+        self._last, self._end, self._lost = "", 0, 0
+        self._torn = b""  # of a line that was never finished: what may lie behind the end
         self._feed = b""  # what the last line lacks
         self._resuming: dict[str, Any] | None = None
         self._held: list[Mapping[str, Any]] = []
         header = {"kind": "header", "format": FORMAT, **header}
         try:
+            self.path = self.path.absolute()
             self.path.open("xb").close()
         except FileExistsError:
             self._go_on(header)
-        except OSError as error:
-            raise UserError(f"audit file {str(self.path)!r} cannot be written: {error.strerror}") from error
+        except (OSError, ValueError) as error:  # such as a character that the file system does not know
+            why = getattr(error, "strerror", None) or error
+            raise UserError(f"audit file {str(self.path)!r} cannot be written: {why}") from error
         else:
             self._begin({**header, "time": now()})
 
     def _begin(self, header: Mapping[str, Any]) -> None:
         try:
             self.append([header])
-        except OSError as error:
+        except BaseException as error:
             self.path.unlink(missing_ok=True)
+            if not isinstance(error, OSError):
+                raise
             raise UserError(f"audit file {str(self.path)!r} cannot be written: {error.strerror}") from error
 
     def _go_on(self, header: Mapping[str, Any]) -> None:
         refused = f"audit file {str(self.path)!r} exists and is not overwritten; give another path"
         try:
-            trace = load_trace(self.path)
+            content = read_content(self.path)
+            trace = trace_of(self.path, content)
         except UserError as error:
             raise OutputExistsError(f"{refused} ({error})") from error
         for key in IDENTITY:
@@ -134,10 +154,9 @@ class Audit:
                 raise OutputExistsError(f"{refused} (it is the audit of another run: {differs})")
         if not trace.verdict.holds:
             raise OutputExistsError(f"{refused} ({trace.verdict.text()})")
-        content = self.path.read_bytes()
         self._last, self._end = trace.verdict.last, len(content) - trace.verdict.torn
-        self._dirty = trace.verdict.torn > 0
-        self._feed = b"" if self._dirty or content.endswith(b"\n") else b"\n"
+        self._torn = content[self._end :]
+        self._feed = b"" if self._torn or content.endswith(b"\n") else b"\n"
         self._resuming = {
             "torn": trace.verdict.torn,
             "differs": {key: value for key, value in header.items() if trace.header.get(key) != value},
@@ -183,17 +202,28 @@ class Audit:
 
     def _put(self, content: bytes) -> None:
         """Writes at the end of what is known to be there, or leaves the file as it was."""
-        file = os.open(self.path, os.O_WRONLY | os.O_APPEND | getattr(os, "O_BINARY", 0))
+        file = os.open(self.path, os.O_RDWR | os.O_APPEND | getattr(os, "O_BINARY", 0))
         try:
-            size = os.fstat(file).st_size
-            if size > self._end and self._dirty:  # what a full disk or a crash left of a line
-                os.ftruncate(file, self._end)
-            elif size != self._end:
-                raise UserError(f"audit file {str(self.path)!r} was changed by someone else, and is left alone")
-            self._dirty = True
+            self._cut(file)
             done = 0
-            while done < len(content):
-                done += os.write(file, content[done:])
-            self._end, self._dirty = self._end + done, False
+            try:
+                while done < len(content):
+                    done += os.write(file, content[done:])
+            except BaseException:
+                self._torn = content  # some of it, from its beginning
+                raise
+            self._end += done
         finally:
             os.close(file)
+
+    def _cut(self, file: int) -> None:
+        """Cuts off what a full disk or a crash left of a line, if nothing else lies there."""
+        behind = os.fstat(file).st_size - self._end
+        if 0 < behind <= len(self._torn):
+            os.lseek(file, self._end, os.SEEK_SET)
+            if os.read(file, behind) == self._torn[:behind]:
+                os.ftruncate(file, self._end)
+                behind = 0
+        if behind:
+            raise UserError(f"audit file {str(self.path)!r} was changed by someone else, and is left alone")
+        self._torn = b""

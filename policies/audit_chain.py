@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,8 +12,10 @@ from typing import Any
 
 from trimtab.errors import UserError
 from trimtab.policies.audit_format import fits
+from trimtab.regular_files import read_regular
 
 FORMAT = 1  # of an audit, in its header
+MOST_BYTES = 1 << 30  # of an audit that is read, about a million decisions
 _SEAL = ', "sha256": "'
 _SEAL_BYTES = len(_SEAL) + 64 + len('"}')
 
@@ -133,7 +134,12 @@ def load_trace(path: str | os.PathLike[str]) -> Trace:
     Raises:
         UserError: the file cannot be read, is empty, is no audit, or is one of another format version.
     """
-    whole, torn = _split(_content(path))
+    return trace_of(path, read_content(path))
+
+
+def trace_of(path: str | os.PathLike[str], content: bytes) -> Trace:
+    """The same as ``load_trace``, of an audit whose content has been read."""
+    whole, torn = _split(content)
     header = _checked_header(path, whole)
     previous, broken_at = "", None
     entries: list[tuple[int, dict[str, Any]]] = []
@@ -149,14 +155,15 @@ def load_trace(path: str | os.PathLike[str]) -> Trace:
     return Trace(name=Path(path).name, entries=tuple(entries), verdict=verdict)
 
 
-def _content(path: str | os.PathLike[str]) -> bytes:
+def read_content(path: str | os.PathLike[str]) -> bytes:
+    """The bytes of an audit; ``UserError`` where it cannot be read, is larger than 1 GiB, or empty."""
     shown = repr(os.fspath(path))
     try:
-        if not stat.S_ISREG(os.stat(path).st_mode):
-            raise UserError(f"audit {shown} is not a file; give the file that attach(audit=...) wrote")
-        content = Path(path).read_bytes()
+        content = read_regular(path, MOST_BYTES)
     except OSError as error:
-        raise UserError(f"audit {shown} cannot be read: {error.strerror}") from error
+        raise UserError(
+            f"audit {shown} cannot be read: {error.strerror}; give the file that attach(audit=...) wrote"
+        ) from error
     if not content:
         raise UserError(f"audit {shown} is empty; give the file that attach(audit=...) wrote")
     return content

@@ -16,6 +16,7 @@ from trimtab.policies.manifest import GOLDEN, MANIFEST, ONNX, WEIGHTS, seal, val
 from trimtab.policies.network import LearnedPolicy
 from trimtab.policies.policy import Policy
 from trimtab.policies.tensors import write_tensors
+from trimtab.printing import printable
 
 # --- saving -----------------------------------------------------------------------------------------------------
 
@@ -144,7 +145,7 @@ def load_bundle(path: str | os.PathLike[str]) -> LearnedPolicy:
 
 
 def describe(path: str | os.PathLike[str]) -> str:
-    """What a bundle holds, as plain text; raises what ``load_bundle`` raises."""
+    """What a bundle holds, as plain text, control characters escaped; raises what ``load_bundle`` raises."""
     policy, manifest = read_bundle(Path(path))
     made = manifest.provenance
     widths = "-".join(str(size) for size in policy.sizes)
@@ -176,4 +177,4 @@ def describe(path: str | os.PathLike[str]) -> str:
     lines += ["", f"{'signal':<24} {'lowest':>8} {'highest':>8}   in training"]
     for name, low, high in zip(policy.signals, policy.obs_low, policy.obs_high, strict=True):
         lines.append(f"{name:<24} {low:>8.3f} {high:>8.3f}")
-    return "\n".join(lines)
+    return "\n".join(map(printable, lines))

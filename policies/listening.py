@@ -42,7 +42,7 @@ class Listener:
         if self.late >= LATE_ANSWERS:
             return None
         began = time.monotonic()
-        proposed, state = self.policy.act(observation, self.state)
+        proposed, state = self.policy.act(observation.copy(), self.state)  # which it may change, but not the audit's
         seconds, first, self._asked = time.monotonic() - began, not self._asked, True
         if not first and self.time_limit is not None and seconds > self.time_limit:
             self.late += 1

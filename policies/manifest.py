@@ -17,7 +17,13 @@ from pydantic import BaseModel, ConfigDict, FailFast, Field, ValidationError, mo
 from trimtab.errors import BundleError, UserError
 from trimtab.policies.defects import Refuse, at_once, refuse_all
 from trimtab.policies.lstm import state_names
-from trimtab.policies.strict_json import MOST_ENTRIES, canonical, read_object, short
+from trimtab.policies.strict_json import (
+    MOST_ENTRIES,
+    canonical,
+    fields_with_half_characters,
+    read_object,
+    short,
+)
 
 MANIFEST, WEIGHTS, ONNX = "policy.json", "weights.safetensors", "policy.onnx"
 GOLDEN = 8  # decisions that are replayed at load
@@ -174,6 +180,8 @@ class _Manifest(_Strict):
             for field, (count, wanted) in counts.items()
             if count != wanted
         ]
+        words = {"provenance": self.provenance.model_dump(), "results": self.results}
+        wrong += [f"{field}: half a character; give whole ones" for field in fields_with_half_characters(words)]
         pairs = zip(self.training_ranges.low, self.training_ranges.high, strict=False)
         if any(low > high for low, high in pairs):
             wrong.append("training_ranges: low must be at most high")

@@ -28,6 +28,33 @@ def canonical(content: Any) -> bytes:
     return json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False).encode()
 
 
+def has_half_characters(text: str) -> bool:
+    """Whether a text holds lone surrogates, which no encoding can write.
+
+    >>> has_half_characters("\\ud800"), has_half_characters("\\U0001f600")
+    (True, False)
+    """
+    return not text.isascii() and any("\ud800" <= letter <= "\udfff" for letter in text)
+
+
+def fields_with_half_characters(content: Any, place: str = "") -> list[str]:
+    """The fields of some JSON content, in dots, whose name or text holds lone surrogates.
+
+    >>> fields_with_half_characters({"a": ["b", "\\udfff"], "\\ud800": 1})
+    ['a.1', '\\\\ud800']
+    """
+    if isinstance(content, str):
+        return [place] if has_half_characters(content) else []
+    if not isinstance(content, (dict, list)):
+        return []
+    found = []
+    for key, value in content.items() if isinstance(content, dict) else enumerate(content):
+        inside = f"{place}.{short(key)[1:-1]}" if isinstance(key, str) else f"{place}.{key}"
+        half = isinstance(key, str) and has_half_characters(key)
+        found += [inside.lstrip(".")] if half else fields_with_half_characters(value, inside.lstrip("."))
+    return found
+
+
 def read_object(raw: bytes, where: str) -> dict[str, Any]:
     """Reads one JSON object strictly.
 
@@ -57,7 +84,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     for key, value in pairs:
         if key in content:
             raise ValueError(f"the key {short(key)} is there twice")
-        if not key.isascii() and any("\ud800" <= letter <= "\udfff" for letter in key):
+        if has_half_characters(key):
             raise ValueError(f"the key {short(key)} is no text: it holds half a character")
         content[key] = value
     return content

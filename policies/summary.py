@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from trimtab.policies.outcomes import Changes, Ledger, Settled
+from trimtab.printing import printable
 
 RECENT = 8  # changes that a summary lists
 
@@ -105,7 +106,7 @@ class Journal:
             self.guarded[reason] = self.guarded.get(reason, 0) + 1
 
     def text(self, policy: str, steps: int, mode: str, now: Mapping[str, float]) -> str:
-        """The summary, several lines."""
+        """The summary, several lines; control characters of names and reasons are escaped."""
         verb = "changed a lever" if mode == "act" else "would have changed a lever"
         counts = f"{self.decisions} decisions, {self.changes} of which {verb}, rollbacks: {self.rollbacks}"
         lines = [f"policy {policy}, mode {mode}: {steps} steps, {counts}"]
@@ -118,7 +119,7 @@ class Journal:
             lines.append(f"last {len(self.recent)} changes:" if mode == "act" else "last pieces of advice:")
             lines += [change.line() for change in self.recent]
         lines += self._helped(mode)
-        return "\n".join(lines)
+        return "\n".join(map(printable, lines))
 
     def _helped(self, mode: str) -> list[str]:
         told = [

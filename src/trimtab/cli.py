@@ -8,14 +8,16 @@ from __future__ import annotations
 import argparse
 import contextlib
 import importlib
+import io
 import os
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TextIO
 
 from trimtab.errors import UserError, out_of_range, unknown
+from trimtab.printing import printable, printable_lines
 
 MOST_ENVS, MOST_RUNS = 100_000, 1_000_000  # more is a slip of the keyboard, and would fill the memory before it failed
 
@@ -89,25 +91,25 @@ def _bench(args: argparse.Namespace) -> None:
 def _export(args: argparse.Namespace) -> None:
     from trimtab.agents.export import run_export
 
-    print(run_export(args.source, args.out, args.onnx))
+    print(printable(run_export(args.source, args.out, args.onnx)))
 
 
 def _inspect(args: argparse.Namespace) -> None:
     from trimtab.policies.bundle import describe
 
-    print(describe(args.bundle))
+    print(printable_lines(describe(args.bundle)))
 
 
 def _check(args: argparse.Namespace) -> None:
     from trimtab.agents.check import run_check
 
-    print(run_check(args.path))
+    print(printable_lines(run_check(args.path)))
 
 
 def _report(args: argparse.Namespace) -> None:
     from trimtab.agents.audit_report import run_report
 
-    print(run_report(args.file, args.against, args.out))
+    print(printable_lines(run_report(args.file, args.against, args.out)))
 
 
 def _list(args: argparse.Namespace) -> None:
@@ -243,13 +245,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         SystemExit: with code 0, after `--help` and `--version`.
     """
     _import_from_here()
+    _prepare_output()
     try:
         args = build_parser().parse_args(argv)
         command: Callable[[argparse.Namespace], None] = args.command
         command(args)
         sys.stdout.flush()
     except BrokenPipeError:  # whoever read the output, such as `head`, has seen enough
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115  # or Python would complain when it flushes at exit
+        sys.stdout = _nowhere()
         return 1
     except UserError as error:
         return _refuse(str(error))
@@ -267,8 +270,22 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _refuse(message: str) -> int:
-    print(f"trimtab: {' '.join(message.split())}", file=sys.stderr)
+    print(f"trimtab: {printable(' '.join(message.split()))}", file=sys.stderr)
     return 2
+
+
+def _nowhere() -> TextIO:
+    """Output that is thrown away; Python would complain at exit of one that it cannot flush."""
+    return open(os.devnull, "w")
+
+
+def _prepare_output() -> None:
+    """Makes sure that there is output, which a process may be started without, and that it takes every character."""
+    sys.stdout = sys.stdout or _nowhere()
+    sys.stderr = sys.stderr or _nowhere()
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _import_from_here() -> None:

@@ -160,7 +160,7 @@ def test_what_is_no_audit_is_refused_in_one_sentence(tmp_path: Path, name: str) 
 def test_what_cannot_be_read_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="cannot be read: No such file"):
         verify_audit(tmp_path / "none.jsonl")
-    with pytest.raises(UserError, match="is not a file"):
+    with pytest.raises(UserError, match="is not a regular file"):
         verify_audit(tmp_path)
 
 
