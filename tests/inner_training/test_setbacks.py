@@ -34,7 +34,7 @@ def judged(
     intervals: Sequence[Sequence[float]], config: GuardConfig | None = None, val: Sequence[float] | None = None
 ) -> tuple[Story, Divergence]:
     """What is done after each interval of losses."""
-    made = Divergence(config or GuardConfig(), 1)
+    made = Divergence(config or GuardConfig(setback=0.4), 1)
     story = []
     for place, losses in enumerate(intervals):
         seen = reading(np.array(losses, dtype=float)[:, None])
@@ -80,14 +80,14 @@ def test_bad_data_that_end_within_the_interval_are_seen_to() -> None:
 
 
 def test_other_data_are_accepted_in_the_end_and_cost_nothing_of_the_budget() -> None:
-    story, made = judged([*STARTS, *[HIGH] * 25], GuardConfig(patience=10))
+    story, made = judged([*STARTS, *[HIGH] * 25], GuardConfig(setback=0.4, patience=10))
     assert [one for one in story[5:] if one != "held"][:4] == ["tried", "resumed", "tried", "resumed"]
     assert story[-8:] == ["stable"] * 8
     assert (made.rollbacks[0], made.spent[0], made.caution[0]) == (0, 0, 1.0)
 
 
 def test_who_met_other_data_before_is_not_tried_at_once() -> None:
-    story, made = judged([*STARTS, *[HIGH] * 12, *STARTS, *[HIGH] * 12], GuardConfig(patience=6))
+    story, made = judged([*STARTS, *[HIGH] * 12, *STARTS, *[HIGH] * 12], GuardConfig(setback=0.4, patience=6))
     assert story[5] == "tried" and story[22:] == ["held"] * 8 + ["stable"] * 4
     assert made.setbacks.doubt[0] == 2
 
@@ -111,7 +111,7 @@ def test_setbacks_leave_half_of_the_budget_and_calm_gives_it_back() -> None:
     one = [burst, *[CALM] * 4]
     story, made = judged([*STARTS, *one * 3])
     assert story.count("tried") == 2 and made.spent[0] == 2
-    story, made = judged([*STARTS, *one * 2, *[CALM] * 20], GuardConfig(renewal=10))
+    story, made = judged([*STARTS, *one * 2, *[CALM] * 20], GuardConfig(setback=0.4, renewal=10))
     assert (made.rollbacks[0], made.spent[0]) == (2, 0)
 
 
@@ -120,7 +120,9 @@ def test_what_is_not_finite_needs_no_level() -> None:
     assert story[5:] == ["back", "stable"]
 
 
-@pytest.mark.parametrize("config", [GuardConfig(setback=None), GuardConfig(rollback=False), GuardConfig.bare()])
+@pytest.mark.parametrize(
+    "config", [GuardConfig(setback=None), GuardConfig(setback=0.4, rollback=False), GuardConfig.bare()]
+)
 def test_without_setbacks_nothing_is_tried(config: GuardConfig) -> None:
     story, _ = judged([*STARTS, HIGH, CALM, CALM], config)
     assert story == ["stable"] * 8
@@ -133,7 +135,7 @@ def test_losses_without_a_logarithm_are_left_alone() -> None:
 
 def test_first_losses_confirm_the_newest_snapshot() -> None:
     def sound(intervals: list[list[float]]) -> list[bool]:
-        made = Divergence(GuardConfig(), 1)
+        made = Divergence(GuardConfig(setback=0.4), 1)
         return [bool(made.judge(reading(np.array(one)[:, None])).sound[0]) for one in intervals]
 
     assert sound([*STARTS, [1, 1, 1, np.nan, np.nan, np.nan]])[-1]
@@ -145,7 +147,7 @@ def test_first_losses_confirm_the_newest_snapshot() -> None:
 def test_the_state_survives_saving() -> None:
     story = [*STARTS, HIGH, HIGH, HIGH, CALM, CALM]
     for cut in range(1, len(story)):
-        guard, other = (Guard(GuardConfig(), [LEVERS["lr"]], 1) for _ in range(2))
+        guard, other = (Guard(GuardConfig(setback=0.4), [LEVERS["lr"]], 1) for _ in range(2))
         for losses in story[:cut]:
             guard.inspect(reading(np.array(losses)[:, None]))
         other.load_state_dict(guard.state_dict())
@@ -155,7 +157,7 @@ def test_the_state_survives_saving() -> None:
 
 
 def test_levers_hold_while_a_moment_is_tried() -> None:
-    guard = Guard(GuardConfig(), [LEVERS["lr"]], 1)
+    guard = Guard(GuardConfig(setback=0.4), [LEVERS["lr"]], 1)
     for losses in (*STARTS, HIGH):
         guard.inspect(reading(np.array(losses)[:, None]))
     one = np.ones((1, 1))

@@ -89,7 +89,7 @@ def test_a_run_that_dies_again_and_again_is_lost_when_its_budget_is_spent() -> N
             run.step()
         run.kill()
         rolled += sum(run.step().rolled_back for _ in range(20))
-    assert rolled == 2 and not run.alive
+    assert rolled == 3 and not run.alive, "one last time when the budget is spent"
     assert "stands back" in run.controller.summary() and run.controller.multipliers == {"lr": 1.0}
 
 
