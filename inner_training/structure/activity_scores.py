@@ -46,10 +46,19 @@ def adaptable_contribution(evidence: Evidence, source: Source) -> Tensor:
     return ratio(spread * leaving, evidence.read("weights_in").abs().mean(-1))
 
 
-def kunin(evidence: Evidence, source: Source) -> Tensor:
-    """-E h g over the squared length of a unit's parameters: what it would take off the loss at length 1."""
-    del source
+def signed_utility(evidence: Evidence) -> Tensor:
+    """(..., U) -E h g over the squared length of a unit's parameters.
+
+    It is what a unit of length 1 in the same direction would take off the loss to first order: the utility E<f_i, r> of
+    Kunin et al. with the residual r = -dL/dz of what the columns feed, for a unit that is homogeneous of degree 2 (linear or
+    relu).
+    """
     length = norm(evidence.read("weights_in")).square() + norm(evidence.read("weights_out")).square()
     if evidence.bias is not None:
         length = length + evidence.bias.square()
     return ratio(-evidence.read("signed"), length)
+
+
+def kunin(evidence: Evidence, source: Source) -> Tensor:
+    del source
+    return signed_utility(evidence)

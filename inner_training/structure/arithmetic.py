@@ -66,7 +66,7 @@ def top(scores: Tensor, count: int, allowed: Tensor) -> tuple[Tensor, Tensor]:
     """
     size = scores.shape[-1]
     masked = torch.where(allowed, scores, -torch.inf)
-    found = masked.sort(-1, descending=True, stable=True).indices[..., :count]
+    found = masked.argsort(dim=-1, descending=True, stable=True)[..., :count]
     present = allowed.gather(-1, found)
     if count > size:
         pad = (*found.shape[:-1], count - size)

@@ -90,7 +90,8 @@ def repair(evidence: Evidence, removed: Tensor, damping: float = DAMPING) -> Ten
     leaving = torch.where(gone[..., None], weights, 0.0)
     wanted = torch.where(kept[..., None], moment @ leaving, 0.0)
     change = torch.linalg.solve_ex(_held(moment, kept, damping), wanted).result
-    change = torch.nan_to_num(change, nan=0.0, posinf=0.0, neginf=0.0)  # a singular moment, undamped: nothing is made up
+    # Of a singular moment, undamped, nothing is made up.
+    change = torch.nan_to_num(change, nan=0.0, posinf=0.0, neginf=0.0)
     return torch.where(removed[..., None], 0.0, weights + change)
 
 

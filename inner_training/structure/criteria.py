@@ -28,7 +28,8 @@ class Criterion:
         name: lower-case words with hyphens.
         doc: the formula in one line.
         source: where it comes from.
-        needs: fields of ``Evidence`` that the score of units reads; ``bias`` and ``alive`` are read where there are any.
+        needs: fields of ``Evidence`` that the score of units reads; those of the bias only where there is a bias, and
+            ``alive`` is read without being named.
         unit: the formula: evidence and a source of randomness give (..., U).
         weight_needs: fields that the score of weights reads.
         weight: the formula for weights of the rows, (..., U, I); None where there is none.
@@ -96,12 +97,12 @@ def _table() -> tuple[Criterion, ...]:
         _row("magnitude-l1", weight.mean_magnitude_units, "mean |w| of the row; |w| of a weight", "Lillo & Cheney, arXiv 2605.15435, eq. 24", rows, weight.magnitude_weights),
         _row("lamp", weight.lamp_units, "squared norm over the sum of those that are not smaller, of rows or of weights, in the layer", "Lee et al., arXiv 2010.07611", rows, weight.lamp_weights),
         _row("taylor", activity.read("taylor"), "E|sum over places of h g| of a unit; (w g)^2 of a weight", "Molchanov et al., arXiv 1611.06440; weights: arXiv 1906.10771", "taylor", loss.taylor_weights, steep),
-        _row("taylor-weights", loss.taylor_weight_units, "sum of (w g)^2 over row and bias", "Molchanov et al., arXiv 1906.10771, eq. 8", steep + " grad_bias", loss.taylor_weights, steep),
+        _row("taylor-weights", loss.taylor_weight_units, "sum of (w g)^2 over row and bias", "Molchanov et al., arXiv 1906.10771, eq. 8", steep + " bias grad_bias", loss.taylor_weights, steep),
         _row("taylor-second", loss.second_order_units, "sum of (w^2 H / 2 - w g)^2 over the row, H the Hessian's diagonal", "Molchanov et al., arXiv 1906.10771, eq. 7", steep + " hess_in", loss.second_order_weights),
-        _row("snip", loss.snip_units, "sum of |w g| over row and bias", "Lee et al., arXiv 1810.02340", steep + " grad_bias", loss.snip_weights, steep),
-        _row("grasp", loss.grasp_units, "sum of w (H g) over row and bias: what leaves takes little of |g|^2 with it", "Wang et al., arXiv 2002.07376; the sign by its text", "weights_in hv_in hv_bias", loss.grasp_weights, "weights_in hv_in"),
+        _row("snip", loss.snip_units, "sum of |w g| over row and bias", "Lee et al., arXiv 1810.02340", steep + " bias grad_bias", loss.snip_weights, steep),
+        _row("grasp", loss.grasp_units, "sum of w (H g) over row and bias: what leaves takes little of |g|^2 with it", "Wang et al., arXiv 2002.07376; the sign by its text", "weights_in hv_in bias hv_bias", loss.grasp_weights, "weights_in hv_in"),
         _row("synflow", weight.synflow_units, "sum of |w| dR/d|w| over the row", "Tanaka et al., arXiv 2006.05467", "weights_in flow_in", weight.synflow_weights),
-        _row("obd", loss.obd_units, "sum of w^2 F / 2 over row and bias, F the mean squared gradient of single examples", "LeCun et al., NeurIPS 1989, with the empirical Fisher matrix", "weights_in square_in square_bias", loss.obd_weights, "weights_in square_in"),
+        _row("obd", loss.obd_units, "sum of w^2 F / 2 over row and bias, F the mean squared gradient of single examples", "LeCun et al., NeurIPS 1989, with the empirical Fisher matrix", "weights_in square_in bias square_bias", loss.obd_weights, "weights_in square_in"),
         _row("obs", surgeon.obs_units, "|column|^2 / 2 over the unit's entry of the diagonal of (E h h')^-1; of weights, of (E x x')^-1", "Hassibi & Stork, NeurIPS 1992; layers: Frantar & Alistarh, arXiv 2208.11580", "weights_out output_cov", surgeon.obs_weights, "weights_in input_cov"),
         _row("wanda", weight.wanda_units, "|w| x root mean square of the input; a unit's is the sum of its row", "Sun et al., arXiv 2306.11695; units: ours", "weights_in input_norm", weight.wanda_weights),
         _row("ria", weight.ria_units, "(|w| / sum of the unit's + |w| / sum of the input's) x sqrt(root mean square of the input), summed over the row", "Zhang et al., ICLR 2024; units: ours", "weights_in input_norm", weight.ria_weights),
@@ -112,7 +113,7 @@ def _table() -> tuple[Criterion, ...]:
         _row("cbp-adaptable", activity.adaptable_contribution, "standard deviation of h x mean |column| / mean |row|", "Dohare et al., arXiv 2108.06325: mean-corrected, with adaptability", "mean square weights_in weights_out"),
         _row("agf", activity.read("agf"), "E sum over places of |h g|: absolute before any reduction", "Qian et al., arXiv 2603.12354", "agf"),
         _row("agf-first", activity.read("agf_first"), "agf of the first ten calibration batches alone", "Qian et al., arXiv 2603.12354", "agf agf_first"),
-        _row("kunin", activity.kunin, "-E sum over places of h g, over the squared length of row, bias and column: for candidates", "Kunin et al., arXiv 2506.06489", "signed weights_in weights_out"),
+        _row("kunin", activity.kunin, "-E sum over places of h g, over the squared length of row, bias and column: for candidates", "Kunin et al., arXiv 2506.06489", "signed weights_in bias weights_out"),
     )  # fmt: skip
 
 

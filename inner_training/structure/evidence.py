@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import reduce
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -114,7 +115,9 @@ class Evidence:
             if tensor.dtype != wanted:
                 raise MismatchError(f"evidence {name!r} is {tensor.dtype}; it must be {wanted}")
             if tensor.ndim < len(axes):
-                raise MismatchError(f"evidence {name!r} has shape {tuple(tensor.shape)}; it needs the axes {list(axes)}")
+                raise MismatchError(
+                    f"evidence {name!r} has shape {tuple(tensor.shape)}; it needs the axes {list(axes)}"
+                )
             batch = tuple(tensor.shape[: tensor.ndim - len(axes)])
             leading = leading or (batch, name)
             if batch != leading[0]:
@@ -143,7 +146,9 @@ class Evidence:
         """
         value: Tensor | None = getattr(self, name)
         if value is None:
-            raise MismatchError(f"evidence {name!r} was not gathered; gather {', '.join(sorted({name, *self.given()}))}")
+            raise MismatchError(
+                f"evidence {name!r} was not gathered; gather {', '.join(sorted({name, *self.given()}))}"
+            )
         return value
 
     @property
@@ -190,7 +195,9 @@ def merged(first: Evidence, second: Evidence) -> Evidence:
     one, two = first.given(), second.given()
     if one.keys() != two.keys():
         odd = sorted(one.keys() ^ two.keys())
-        raise MismatchError(f"only one of two batches of evidence has {', '.join(odd)}; gather the same fields from each")
+        raise MismatchError(
+            f"only one of two batches of evidence has {', '.join(odd)}; gather the same fields from each"
+        )
     share = second.batches / (first.batches + second.batches)
     values: dict[str, Tensor] = {}
     for name, later in two.items():
@@ -246,7 +253,8 @@ def of_runs(parts: Sequence[Evidence]) -> Evidence:
 
 def run_of(evidence: Evidence, index: int) -> Evidence:
     """One run of stacked evidence: position ``index`` of the first axis of every tensor."""
-    return replace(evidence, **{name: tensor[index] for name, tensor in evidence.given().items()})
+    values: dict[str, Any] = {name: tensor[index] for name, tensor in evidence.given().items()}
+    return replace(evidence, **values)
 
 
 NEEDS = frozenset(field.name for field in fields(Evidence)) - {"batches"}

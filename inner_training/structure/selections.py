@@ -67,7 +67,7 @@ def kept(scores: Tensor, count: int | Tensor, alive: Tensor | None = None) -> Te
     tensor([ True, False,  True])
     """
     live = torch.ones_like(scores, dtype=torch.bool) if alive is None else alive
-    order = torch.where(live, scores, -torch.inf).argsort(-1, descending=True, stable=True)
+    order = torch.where(live, scores, -torch.inf).argsort(dim=-1, descending=True, stable=True)
     place = order.argsort(-1)
     most = torch.as_tensor(count, device=scores.device)[..., None]
     return live & (place < most)
