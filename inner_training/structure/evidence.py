@@ -27,6 +27,7 @@ SHAPES: dict[str, str] = {
     "input_cov": "II",
     "output_cov": "UU",
     "bypass": "OI",
+    "next_grad": "O",
     "split": "UII",
 }
 WEIGHTS = ("weights_in", "bias", "weights_out", "alive")  # not averages over batches
@@ -66,6 +67,8 @@ class Evidence:
         output_cov: (..., U, U) second moment of h over examples and places, E h h'.
         bypass: (..., O, I) gradient of the loss with respect to a bypass of zeros from the inputs of the rows to what the
             columns feed: E_b sum_s dL/dz_next x'. Of a linear consumer (O, I) are its outputs and the producer's inputs.
+        next_grad: (..., O) gradient of the loss with respect to a constant added to what the columns feed: E_b sum_s dL/dz_next,
+            the gradient of the consumer's bias.
         split: (..., U, I, I) E_b sum_s g act''(z) x x', the splitting matrices (see ``splitting.split_matrices``).
         batches: how many batches the averages are over, >= 1: their weight in ``merged``.
 
@@ -103,6 +106,7 @@ class Evidence:
     input_cov: Tensor | None = None
     output_cov: Tensor | None = None
     bypass: Tensor | None = None
+    next_grad: Tensor | None = None
     split: Tensor | None = None
     batches: int = 1
 

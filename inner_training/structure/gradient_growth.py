@@ -18,7 +18,9 @@ def gradmax(evidence: Evidence, wanted: Tensor, draws: Draws) -> Newborns:
     """Rows of zeros, and the columns that give these rows the largest gradient: the top left singular vectors.
 
     The columns have the mean norm of the incumbents' ones. Where k exceeds the rank of the bypass gradient the further
-    columns are random mixtures of all directions, each in proportion to its singular value.
+    columns are random mixtures of all directions, each in proportion to its singular value. Of the two signs of a column
+    that one is taken whose bias the next step raises, where ``next_grad`` is known: with the other one a relu closes for
+    most examples right after its birth.
     """
     count, bypass = wanted.shape[-1], torch.nan_to_num(evidence.read("bypass"), nan=0.0, posinf=0.0, neginf=0.0)
     left, values, _ = torch.linalg.svd(bypass, full_matrices=False)
@@ -26,11 +28,19 @@ def gradmax(evidence: Evidence, wanted: Tensor, draws: Draws) -> Newborns:
     mixed = draws.normal(count, bypass.shape[-1]) @ bypass.mT
     some = (leading != 0).any(-1, keepdim=True)
     chosen = torch.where(some, leading, directions(mixed[..., : leading.shape[-2], :]))
-    chosen = torch.cat([chosen, directions(mixed[..., leading.shape[-2] :, :])], -2)
+    chosen = _opening(torch.cat([chosen, directions(mixed[..., leading.shape[-2] :, :])], -2), evidence)
     columns = chosen * typical_norm(evidence.read("weights_out"), evidence.live)
     rows, bias = open_rows(evidence, -(chosen @ bypass))
     present = wanted & (bypass != 0).flatten(-2).any(-1, keepdim=True)
     return Newborns(rows=rows, bias=bias, columns=columns, present=present)
+
+
+def _opening(columns: Tensor, evidence: Evidence) -> Tensor:
+    """Columns (..., k, O), or their opposites, such that descent raises what the unit puts out."""
+    if evidence.next_grad is None:
+        return columns
+    falls = (columns * evidence.next_grad[..., None, :]).sum(-1, keepdim=True) > 0
+    return torch.where(falls, -columns, columns)
 
 
 def nest(evidence: Evidence, wanted: Tensor, draws: Draws) -> Newborns:

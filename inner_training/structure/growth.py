@@ -26,7 +26,8 @@ class GrowthMethod:
         name: lower-case words with hyphens.
         doc: what it does, in one line.
         source: where it comes from.
-        needs: fields of ``Evidence`` that it reads; ``bias`` only where there is one, and ``alive`` is read unnamed.
+        needs: fields of ``Evidence`` that it reads; ``bias`` and ``next_grad`` only where there is one, and ``alive``
+            is read unnamed.
         preserves: whether the function of the network stays, within 1e-5, for any activation with act(0) = 0.
         wakes: whether it chooses among inactive units, rather than making new weights.
         propose: the formula: evidence, which newborns are wanted (..., k) bool, and a source of draws give newborns.
@@ -90,7 +91,7 @@ def _table() -> tuple[GrowthMethod, ...]:
         _row("pairing-odd", fresh.pairing_odd, "pairs with rows (v, -v) and columns (z, z); keeps the function of odd activations (tanh)", "ours, after " + yuan),
         _row("net2wider", copying.net2wider, "copies of random incumbents, which share their columns with them almost evenly", "Chen et al., arXiv 1511.05641", preserves=True),
         _row("splitting", copying.splitting, "incumbents part in two along the lowest eigenvector of their splitting matrix, where its eigenvalue is below 0", "Wu et al., arXiv 1910.02366", "split"),
-        _row("gradmax", gradient.gradmax, "rows of 0 with the unit just open, columns that give the rows the largest gradient", "Evci et al., arXiv 2201.05125", "bypass", preserves=True),
+        _row("gradmax", gradient.gradmax, "rows of 0 with the unit just open, columns that give the rows the largest gradient", "Evci et al., arXiv 2201.05125; signs: ours", "bypass next_grad", preserves=True),
         _row("nest", gradient.nest, "one input and one output each, where the gradient of a missing connection is largest", "Dai et al., arXiv 1711.02017", "bypass"),
         _row("random-parked", waking.choosing(waking.by_chance), "wakes inactive units at random: the control of the next three", "", wakes=True),
         _row("activation-frequency", waking.choosing(waking.by_frequency), "wakes the inactive units that would be active most often", "Lillo & Cheney, arXiv 2605.15435", "active", wakes=True),

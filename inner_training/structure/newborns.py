@@ -12,7 +12,8 @@ from trimtab.inner_training.structure.draws import Draws
 from trimtab.inner_training.structure.evidence import Evidence
 
 # A bias that opens a unit whose row is zero: torch's derivative of relu at 0 is 0, and such a unit would never learn. It
-# is as good as f(0) = 0 and f'(0) = 1, which Evci et al., arXiv 2201.05125, ask for; it shifts the outputs by no more.
+# is as good as f(0) = 0 and f'(0) = 1, which Evci et al., arXiv 2201.05125, ask for. Newborns share it, so that together
+# they shift the outputs by no more than this times the size of their columns.
 OPEN = 1e-6
 
 
@@ -149,9 +150,10 @@ def open_rows(evidence: Evidence, descent: Tensor) -> tuple[Tensor, Tensor]:
         evidence: tells whether there is a bias.
         descent: (..., k, I) directions of any length.
     """
+    little = OPEN / descent.shape[-2]
     if evidence.bias is not None:
-        return torch.zeros_like(descent), torch.full_like(descent[..., 0], OPEN)
-    return OPEN * directions(descent), torch.zeros_like(descent[..., 0])
+        return torch.zeros_like(descent), torch.full_like(descent[..., 0], little)
+    return little * directions(descent), torch.zeros_like(descent[..., 0])
 
 
 def parked(evidence: Evidence, chosen: Tensor, present: Tensor) -> Newborns:

@@ -61,7 +61,7 @@ def test_only_what_is_needed_is_read(name: str, level: str) -> None:
 
 
 @pytest.mark.parametrize(("name", "level"), [pair for pair in LEVELS if pair[0] not in SEEDED])
-@settings(max_examples=6, deadline=None)
+@settings(max_examples=4, deadline=None)
 @given(seed=st.integers(0, 9), order=st.permutations(range(5)))
 def test_units_in_another_order_have_their_scores_in_that_order(
     name: str, level: str, seed: int, order: list[int]
@@ -90,7 +90,7 @@ def test_a_batch_of_runs_is_a_loop_over_them(name: str, level: str) -> None:
 
 
 @pytest.mark.parametrize(("name", "level"), LEVELS)
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(seed=st.integers(0, 10**6), power=st.sampled_from([-25, -12, 0, 6, 15, 30]), zeros=st.floats(0, 1))
 def test_any_finite_evidence_gives_finite_scores(name: str, level: str, seed: int, power: int, zeros: float) -> None:
     rng, sizes = torch.Generator().manual_seed(seed), {"U": 4, "I": 3, "O": 2}
@@ -153,7 +153,7 @@ def test_scale(name: str) -> None:
 
 
 @pytest.mark.parametrize("activation", tiny.ACTIVATIONS)
-@settings(max_examples=6, deadline=None)
+@settings(max_examples=4, deadline=None)
 @given(seed=st.integers(0, 99))
 def test_agf_is_above_taylor_is_above_its_net(activation: str, seed: int) -> None:
     evidence = tiny.evidence_of(seed, activation)

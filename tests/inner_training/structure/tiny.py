@@ -141,7 +141,7 @@ def _activity(network: Network) -> dict[str, Tensor]:
             "active": (h > 0.05).double().mean(-1), "agf": (h * g).abs().sum(-1), "taylor": (h * g).sum(-1).abs(),
             "signed": (h * g).sum(-1), "pre_grad": by_z.abs().mean(-1), "input_square": x.square().mean(-1),
             "input_cov": x @ x.T / places, "output_cov": h @ h.T / places,
-            "bypass": missing[0][:, None] * (x @ one.places), "grad_out": (h @ one.places)[:, None] * missing[0],
+            "bypass": missing[0][:, None] * (x @ one.places), "next_grad": missing[0] * one.places.sum(), "grad_out": (h @ one.places)[:, None] * missing[0],
             "grad_in": by_z @ x.T, "grad_bias": by_z.sum(-1), "split": split_matrices(g[None], bends[None], x[None]),
         }  # fmt: skip
         for name, value in found.items():
