@@ -32,6 +32,8 @@ _TABLES = {
     "rewards": ("trimtab.envs.rewards", "TERMS"),
     "disturbances": ("trimtab.inner_training.disturbances", "DISTURBANCES"),
     "update-rules": ("trimtab.inner_training.update_rules", "UPDATE_RULES"),
+    "criteria": ("trimtab.inner_training.structure.criteria", "CRITERIA"),
+    "growth": ("trimtab.inner_training.structure.growth", "GROWTH"),
 }
 
 

@@ -1,0 +1,60 @@
+"""The page on structure names every criterion, normalisation, growth method and newborn state, with its formula."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from trimtab.inner_training.structure.criteria import CRITERIA
+from trimtab.inner_training.structure.evidence import NEEDS
+from trimtab.inner_training.structure.growth import GROWTH
+from trimtab.inner_training.structure.newborn_state import NEWBORN_STATES
+from trimtab.inner_training.structure.normalisations import NORMALISATIONS
+
+PAGE = (Path(__file__).parents[3] / "docs" / "structure.md").read_text()
+BAR = chr(92) + "|"  # inside a table
+
+
+def fields(names: frozenset[str]) -> str:
+    return ", ".join(f"`{name}`" for name in sorted(names))
+
+
+def criterion_row(name: str) -> str:
+    one = CRITERIA[name]
+    weights = "no" if one.weight is None else f"per {one.within}" if one.weight_needs == one.needs else f"per {one.within}: {fields(one.weight_needs)}"  # fmt: skip
+    return f"| `{name}` | {one.doc.replace('|', BAR)} | {fields(one.needs)} | {weights} | {one.source} |"
+
+
+def growth_row(name: str) -> str:
+    one = GROWTH[name]
+    needs = fields(one.needs - {"weights_in", "weights_out", "bias"})
+    return f"| `{name}` | {one.doc} | {'yes' if one.preserves else 'no'} | {needs} | {one.source} |"
+
+
+@pytest.mark.parametrize("name", CRITERIA)
+def test_every_criterion_has_a_row(name: str) -> None:
+    assert criterion_row(name) in PAGE.splitlines()
+    assert CRITERIA[name].needs | CRITERIA[name].weight_needs <= NEEDS
+
+
+@pytest.mark.parametrize("name", GROWTH)
+def test_every_growth_method_has_a_row(name: str) -> None:
+    assert growth_row(name) in PAGE.splitlines()
+    assert GROWTH[name].needs <= NEEDS
+
+
+@pytest.mark.parametrize("name", NORMALISATIONS)
+def test_every_normalisation_has_a_row(name: str) -> None:
+    one = NORMALISATIONS[name]
+    assert f"| `{name}` | {one.doc.replace('|', BAR)} | {fields(one.needs)} | {one.source} |" in PAGE.splitlines()
+
+
+@pytest.mark.parametrize("name", NEWBORN_STATES)
+def test_every_newborn_state_has_a_row(name: str) -> None:
+    one = NEWBORN_STATES[name]
+    assert f"| `{name}` | {one.doc} | {one.source} |" in PAGE.splitlines()
+
+
+def test_every_field_of_the_evidence_is_named() -> None:
+    assert all(f"`{name}`" in PAGE for name in NEEDS)
