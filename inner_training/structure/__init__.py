@@ -1,0 +1,1 @@
+"""Structure of networks: units that are scored, removed, grown and reset while a run goes on."""
