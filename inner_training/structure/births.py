@@ -2,148 +2,133 @@
 
 from __future__ import annotations
 
-from typing import Literal, Protocol
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
-from trimtab.errors import MismatchError, UserError, unknown
+from trimtab.errors import UserError
 from trimtab.inner_training.structure import state
+from trimtab.inner_training.structure.edit import put_flat
 from trimtab.inner_training.structure.gating import Gates
-from trimtab.inner_training.structure.groups import Group, joined, split
+from trimtab.inner_training.structure.groups import Group, Member, split
+from trimtab.inner_training.structure.newborn_state import NewbornState
+from trimtab.inner_training.structure.newborns import Newborns
 
-NewbornState = Literal["zero", "transplant", "fresh-step"]
-STATES: tuple[NewbornState, ...] = ("zero", "transplant", "fresh-step")
-
-
-class Born(Protocol):
-    """What a growth method gives for k newborns of a group (see ``Evidence`` for I, O and U)."""
-
-    @property
-    def rows(self) -> Tensor:
-        """(k, I)."""
-
-    @property
-    def bias(self) -> Tensor | None:
-        """(k,), or None for zeros."""
-
-    @property
-    def columns(self) -> Tensor:
-        """(k, O)."""
-
-    @property
-    def donors(self) -> Tensor | None:
-        """(k,) numbers of the incumbents that newborns were copied from; None for none."""
-
-    @property
-    def donor_columns(self) -> Tensor | None:
-        """(U,) factors of the incumbents' own columns; None for ones."""
-
-    @property
-    def chosen(self) -> Tensor | None:
-        """(k,) numbers of the inactive units that newborns become; None where it does not matter."""
-
-
-def check_newborn_state(mode: str, optimizer: torch.optim.Optimizer) -> None:
-    """Refuses an unknown state of newborns, and ``fresh-step`` for optimizers whose steps it does not know.
+def check_newborn_state(mode: NewbornState, optimizer: torch.optim.Optimizer) -> None:
+    """Refuses ``fresh-step`` for optimizers of which it is not known how they correct their moments.
 
     Raises:
         UserError: see above.
     """
-    if mode not in STATES:
-        raise unknown("state of newborns", mode, STATES)
-    if mode == "fresh-step" and not isinstance(optimizer, torch.optim.Adam):  # AdamW is one
-        corrected = {"NAdam", "RAdam", "Adamax", "SparseAdam"} & state.class_names(optimizer)
-        if corrected or ("betas" in optimizer.param_groups[0] and type(optimizer).__module__.startswith("torch.")):
+    if mode.own_steps and not isinstance(optimizer, torch.optim.Adam):  # AdamW is one
+        corrected = any("step" in held for held in optimizer.state.values()) and "betas" in optimizer.param_groups[0]
+        if corrected or {"NAdam", "RAdam", "Adamax"} & state.class_names(optimizer):
             raise UserError(
-                f"fresh-step does not know how {type(optimizer).__name__} corrects its moments; "
+                f"{mode.name} does not know how {type(optimizer).__name__} corrects its moments; "
                 "use the state 'zero' or 'transplant'"
             )
 
 
-def check_newborns(gates: Gates, group: Group, born: Born, count: int) -> None:
-    """Refuses newborns whose shapes do not fit the group.
+def slots_for(gates: Gates, group: Group, born: Newborns) -> Tensor:
+    """(k,) the inactive units that newborns become: those that they chose, else the first ones."""
+    count = int(born.present.sum())
+    if born.chosen is not None:
+        return born.chosen[born.present].cpu()
+    return (~gates.active[group.name]).nonzero()[:count, 0]
 
-    Raises:
-        MismatchError: naming the shape that does not fit.
-    """
-    rows, columns = joined(group.incoming, gates.tensor).shape[1], joined(group.of_role("column"), gates.tensor).shape[1]
-    for what, given, wanted in (("rows", born.rows, rows), ("columns", born.columns, columns)):
-        if tuple(given.shape) != (count, wanted):
-            raise MismatchError(
-                f"the newborns of {group.name} have {what} of shape {tuple(given.shape)}; it must be {(count, wanted)}"
-            )
-        if not torch.isfinite(given).all():
-            raise MismatchError(f"the newborns of {group.name} have {what} that are not finite; nothing was changed")
+
+def touched_by(gates: Gates, group: Group, units: Tensor, born: Newborns) -> dict[str, Tensor]:
+    """Bool by tensor name: the entries of newborns, and those of incumbents that are changed for them."""
+    touched = gates.entries(group, units)
+    for members, donors in ((group.of_role("column"), _changed(born.donor_columns, 1.0)), (group.incoming, _changed(born.donor_rows, 0.0))):
+        for member in members if len(donors) else ():
+            touched[member.parameter] |= member.mask(gates.tensor(member.parameter).shape, donors)
+    return touched
+
+
+def _changed(values: Tensor | None, nothing: float) -> Tensor:
+    """Numbers of the incumbents that a donor's share or change touches."""
+    if values is None:
+        return torch.zeros(0, dtype=torch.int64)
+    return (values != nothing).reshape(len(values), -1).any(1).nonzero()[:, 0].cpu()
 
 
 @torch.no_grad()
-def put_newborns(gates: Gates, group: Group, units: Tensor, born: Born) -> None:
-    """Writes the values of newborns into units that are active already, and rescales their donors' columns."""
-    shapes = {member.parameter: gates.tensor(member.parameter).shape for member in group.members}
-    columns = group.of_role("column")
-    pieces = split(group.incoming, shapes, born.rows) + split(columns, shapes, born.columns)
-    if group.bias is not None:
-        bias = torch.zeros(len(units)) if born.bias is None else born.bias
-        pieces.append((group.bias, bias[:, None]))
-    for member, values in pieces:
-        target = gates.virtual(member.parameter).clone()
-        member.put(target, units, values)
-        gates.write(member.parameter, member.mask(target.shape, units), target)
-    if born.donor_columns is not None:
-        scaled = (born.donor_columns.cpu() != 1).nonzero()[:, 0]
-        for member in columns:
-            target = gates.virtual(member.parameter).clone()
-            values = member.of(target) * born.donor_columns.to(target.device, target.dtype)[:, None]
-            member.put(target, scaled, values[scaled.to(target.device)])
-            gates.write(member.parameter, member.mask(target.shape, scaled), target)
+def put_newborns(gates: Gates, group: Group, units: Tensor, born: Newborns) -> None:
+    """Writes the values of newborns into units that are active by now, and changes their donors.
+
+    Newborns that are woken have their parked values already. Norms of others are those of the donors, else begin with
+    scale 1, shift 0, running mean 0 and variance 1.
+    """
+    columns, shapes = group.of_role("column"), {one.parameter: gates.tensor(one.parameter).shape for one in group.members}
     if born.chosen is None:
-        _begin_others(gates, group, units, born.donors)
+        pieces = split(group.incoming, shapes, born.rows[born.present]) + split(columns, shapes, born.columns[born.present])
+        if group.bias is not None:
+            pieces.append((group.bias, born.bias[born.present][:, None]))
+        for member, values in pieces:
+            _put(gates, member, units, values)
+        _begin_others(gates, group, units, None if born.donors is None else born.donors[born.present])
+    donors = _changed(born.donor_columns, 1.0)
+    for member in columns if len(donors) else ():
+        assert born.donor_columns is not None
+        entries = member.of(gates.virtual(member.parameter))
+        shares = born.donor_columns.to(entries.device, entries.dtype)
+        _put(gates, member, donors, (entries * shares[:, None])[donors.to(entries.device)])
+    donors = _changed(born.donor_rows, 0.0)
+    if len(donors) and born.donor_rows is not None:
+        for member, values in split(group.incoming, shapes, born.donor_rows[donors.to(born.donor_rows.device)]):
+            entries = member.of(gates.virtual(member.parameter))[donors.to(values.device)]
+            _put(gates, member, donors, entries + values.to(entries.device))
+
+
+def _put(gates: Gates, member: Member, units: Tensor, values: Tensor) -> None:
+    target = gates.virtual(member.parameter).clone()
+    member.put(target, units, values)
+    gates.write(member.parameter, member.mask(target.shape, units), target)
 
 
 def _begin_others(gates: Gates, group: Group, units: Tensor, donors: Tensor | None) -> None:
-    """Norms of newborns: those of the donors, else scale 1, shift 0, running mean 0 and variance 1."""
     for member in group.others:
-        name = member.parameter
-        target = gates.virtual(name).clone()
+        entries = member.of(gates.virtual(member.parameter))
+        norm = "Norm" in type(gates.model.get_submodule(member.owner)).__name__
+        start = 1.0 if member.parameter.endswith(("weight", "running_var")) else 0.0
+        own = entries[units.to(entries.device)]  # such as the slopes of a PReLU: they keep what is parked
+        values = torch.full_like(own, start) if norm else own
         if donors is not None:
-            member.put(target, units, member.of(target)[donors.to(target.device)])
-        elif "Norm" in type(gates.model.get_submodule(member.owner)).__name__:
-            start = 1.0 if name.endswith(("weight", "running_var")) else 0.0
-            member.put(target, units, torch.full_like(member.of(target)[: len(units)], start))
-        else:
-            continue  # such as the slopes of a PReLU: they keep what is parked
-        gates.write(name, member.mask(target.shape, units), target)
-
-
-def matched_donors(gates: Gates, group: Group, units: Tensor) -> Tensor:
-    """(k,) the incumbent whose rows are nearest by cosine to those of each newborn."""
-    rows = functional.normalize(joined(group.incoming, gates.virtual), dim=1)
-    likeness = rows[units.to(rows.device)] @ rows.T
-    incumbent = gates.active[group.name].clone()
-    incumbent[units.cpu()] = False
-    if not incumbent.any():
-        raise UserError(f"{group.name} has no incumbent to transplant state from; use the state 'zero'")
-    return likeness.masked_fill(~incumbent.to(rows.device), -torch.inf).argmax(1).cpu()
+            copied = entries[donors.clamp(min=0).to(entries.device)]
+            values = torch.where((donors >= 0).to(entries.device)[:, None], copied, values)
+        _put(gates, member, units, values)
 
 
 @torch.no_grad()
-def transplant(gates: Gates, group: Group, units: Tensor, donors: Tensor) -> None:
-    """Copies optimizer state from donors to newborns, entry by entry, but for entries that are held.
+def begin_state(gates: Gates, group: Group, units: Tensor, mode: NewbornState, donors: Tensor) -> None:
+    """Gives the optimizer state of newborns its beginning: none, or that of their donors, entry by entry.
 
-    The intervention *moment transplant* of Lillo & Cheney, arXiv 2605.15435.
+    Args:
+        gates: in which the newborns are active already.
+        group: theirs.
+        units: (k,) their numbers.
+        mode: one of the table.
+        donors: (k,) the incumbent that each is most alike, -1 for none.
     """
-    for member in group.members:
-        tensor = gates.tensor(member.parameter)
+    for name, mask in gates.entries(group, units).items():
+        tensor = gates.tensor(name)
         if not isinstance(tensor, nn.Parameter):
             continue
-        where = member.mask(tensor.shape, units).to(tensor.device) & ~gates.held(member.parameter)
+        where = mask.to(tensor.device) & ~gates.held(name)
+        state.clear(gates.optimizer, tensor, where)
+        if not mode.copies:
+            continue
         for key, value in state.entries(gates.optimizer, tensor).items():
             if state.repeats_weight(gates.optimizer, key):
                 continue
             target = value.clone()
-            member.put(target, units, member.of(value)[donors.to(value.device)])
+            for member in group.members:
+                if member.parameter == name:
+                    copied = member.of(value)[donors.clamp(min=0).to(value.device)]
+                    none = (donors < 0).to(value.device)[:, None]
+                    member.put(target, units, torch.where(none, state.neutral(gates.optimizer, tensor, key), copied))
             value[where] = target[where]
 
 
@@ -161,8 +146,22 @@ class OwnSteps:
         self.cohorts: list[tuple[str, Tensor, Tensor]] = []  # parameter, flat positions, t at birth
         self._last: dict[str, Tensor] = {}
 
+    def forget(self, touched: Mapping[str, Tensor]) -> None:
+        """Leaves marked entries to the optimizer's own count, as their state begins anew or ends.
+
+        Args:
+            touched: bool by tensor name, of the tensor's shape.
+        """
+        kept = []
+        for name, where, begun in self.cohorts:
+            if name in touched:
+                where = where[~touched[name].reshape(-1).to(where.device)[where]]
+            if len(where):
+                kept.append((name, where, begun))
+        self.cohorts = kept
+
     def add(self, gates: Gates, group: Group, units: Tensor) -> None:
-        """Notes the live entries of newborns."""
+        """Notes the live entries of newborns, which no cohort may hold any more (see ``forget``)."""
         if not isinstance(gates.optimizer, torch.optim.Adam):
             return
         for name, mask in gates.entries(group, units).items():
@@ -172,6 +171,14 @@ class OwnSteps:
                 where = (mask.to(tensor.device) & ~gates.held(name)).reshape(-1).nonzero()[:, 0]
                 self.cohorts.append((name, where, torch.as_tensor(held["step"]).clone()))
                 self._last[name] = self.cohorts[-1][2]
+
+    def resume(self, gates: Gates, cohorts: list[tuple[str, Tensor, Tensor]]) -> None:
+        """Goes on with saved cohorts, beside the state that the optimizer has now."""
+        for name, where, begun in cohorts:
+            held = gates.optimizer.state.get(gates.tensor(name), {})
+            if "step" in held:
+                self.cohorts.append((name, where.to(gates.tensor(name).device), begun.clone()))
+                self._last[name] = torch.as_tensor(held["step"]).clone()
 
     @torch.no_grad()
     def after_step(self, gates: Gates) -> None:
@@ -188,7 +195,7 @@ class OwnSteps:
             wrong, right = (self._update(held, group, alive, count) for count in (now, now - begun))
             delta = torch.where(moved.to(wrong.device), wrong - right, 0.0) * group["lr"]
             flat = tensor.detach().reshape(-1)[alive]
-            _put(tensor, alive, flat + delta.to(flat.dtype))
+            put_flat(tensor, alive, flat + delta.to(flat.dtype))
             if begun.device.type != "cpu" or group["betas"][1] ** float(now - begun) > 1e-4:
                 kept.append((name, where, begun))
         self.cohorts = kept
@@ -201,12 +208,3 @@ class OwnSteps:
         mean = held["exp_avg"].reshape(-1)[where]
         count = count.double().clamp(min=1)  # 0.999**1 is too near to one for float32
         return mean / (1 - first**count) / (spread.sqrt() / (1 - second**count).sqrt() + group["eps"])  # type: ignore[has-type]
-
-
-def _put(tensor: Tensor, where: Tensor, values: Tensor) -> None:
-    if tensor.is_contiguous():
-        tensor.detach().view(-1)[where] = values
-    else:
-        flat = tensor.detach().reshape(-1).clone()
-        flat[where] = values
-        tensor.copy_(flat.view(tensor.shape))

@@ -121,8 +121,10 @@ def _couple(model: nn.Module, graph: Any, pruning: Any, skipped: set[str]) -> Sl
         if all({unit for _, unit in pairs} == set(range(size)) for _, _, pairs in items):
             slots.reached |= {
                 (names[id(node.module)], "out")
-                for node, _, pairs in items
-                if id(node.module) in names and len({at for at, _ in pairs}) == graph.get_out_channels(node)
+                for node, handler, pairs in items
+                if id(node.module) in names
+                and graph.is_out_channel_pruning_fn(handler)
+                and len({at for at, _ in pairs}) == graph.get_out_channels(node)
             }
     _couple_inside(model, slots)
     return slots
@@ -247,7 +249,9 @@ def _as_groups(model: nn.Module, slots: Slots) -> tuple[list[Group], dict[str, s
         if reason is None and not any(member.role == "column" for member in members):
             reason = "nothing but the model's outputs reads its units"
         if reason is None:
-            groups.append(Group(name, len(roots), tuple(members)))
+            owners = {member.owner for member in members}
+            bare = tuple((node[0], size) for node, size in kind if node[1] == "both" and node[0] not in owners)
+            groups.append(Group(name, len(roots), tuple(members), bare=bare))
         else:
             refused[name] = reason
     return groups, refused

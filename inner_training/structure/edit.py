@@ -14,7 +14,7 @@ from trimtab.inner_training.structure.gating import Gates
 
 
 @dataclass(frozen=True)
-class _Entries:
+class Entries:
     """The entries of one tensor that an edit may touch, as they were before it."""
 
     where: Tensor  # flat positions
@@ -25,11 +25,11 @@ class _Entries:
 
 
 @dataclass(frozen=True)
-class _Record:
+class Record:
     """What an edit found."""
 
     step: int
-    entries: dict[str, _Entries]
+    entries: dict[str, Entries]
     active: dict[str, Tensor]
     born: dict[str, Tensor]
     live: dict[str, Tensor]
@@ -39,7 +39,7 @@ def _flat(tensor: Tensor | None, where: Tensor) -> Tensor | None:
     return None if tensor is None else tensor.detach().reshape(-1)[where].clone()
 
 
-def take_record(gates: Gates, touched: Mapping[str, Tensor]) -> _Record:
+def take_record(gates: Gates, touched: Mapping[str, Tensor]) -> Record:
     """Notes everything that an edit of the marked entries can change.
 
     Args:
@@ -55,8 +55,8 @@ def take_record(gates: Gates, touched: Mapping[str, Tensor]) -> _Record:
         held = state.entries(gates.optimizer, tensor) if isinstance(tensor, nn.Parameter) else {}
         kept = {key: saved for key, value in held.items() if (saved := _flat(value, where)) is not None}
         gradient = tensor.grad if isinstance(tensor, nn.Parameter) else None
-        entries[name] = _Entries(where, values, _flat(gradient, where), _flat(gates.parked.get(name), where), kept)
-    return _Record(
+        entries[name] = Entries(where, values, _flat(gradient, where), _flat(gates.parked.get(name), where), kept)
+    return Record(
         step=gates.steps,
         entries=entries,
         active={name: mask.clone() for name, mask in gates.active.items()},
@@ -65,7 +65,8 @@ def take_record(gates: Gates, touched: Mapping[str, Tensor]) -> _Record:
     )
 
 
-def _put_flat(tensor: Tensor, where: Tensor, values: Tensor | float) -> None:
+def put_flat(tensor: Tensor, where: Tensor, values: Tensor | float) -> None:
+    """Writes values at flat positions of a tensor, in place, whatever its layout in memory."""
     if isinstance(values, Tensor):
         values = values.to(tensor.device, tensor.dtype)
     if tensor.is_contiguous():
@@ -77,7 +78,7 @@ def _put_flat(tensor: Tensor, where: Tensor, values: Tensor | float) -> None:
 
 
 @torch.no_grad()
-def put_back(gates: Gates, record: _Record) -> None:
+def put_back(gates: Gates, record: Record) -> None:
     """Puts touched entries back to what they were; all others stay as they are now.
 
     Optimizer state that came into being after the record begins anew at the touched entries. A gradient that was there
@@ -89,19 +90,19 @@ def put_back(gates: Gates, record: _Record) -> None:
     for name, saved in record.entries.items():
         tensor = gates.tensor(name)
         gates.set_held(name)
-        _put_flat(tensor, saved.where, saved.values)
+        put_flat(tensor, saved.where, saved.values)
         if name in gates.parked:
-            _put_flat(gates.parked[name], saved.where, 0.0 if saved.parked is None else saved.parked)
+            put_flat(gates.parked[name], saved.where, 0.0 if saved.parked is None else saved.parked)
         if not isinstance(tensor, nn.Parameter):
             continue
         for key, value in state.entries(gates.optimizer, tensor).items():
             fresh: Tensor | float = state.neutral(gates.optimizer, tensor, key)
             if state.repeats_weight(gates.optimizer, key):
                 fresh = saved.values
-            _put_flat(value, saved.where, saved.state.get(key, fresh))
+            put_flat(value, saved.where, saved.state.get(key, fresh))
         if tensor.grad is not None:
             same = saved.gradient if gates.steps == record.step and saved.gradient is not None else 0.0
-            _put_flat(tensor.grad, saved.where, same)
+            put_flat(tensor.grad, saved.where, same)
 
 
 class Edit:

@@ -77,6 +77,7 @@ class Group:
         members: what of each tensor belongs to them.
         minimum: fewest units that stay active, >= 1.
         kept: physical compaction keeps the units, as the module that owns them cannot lack any.
+        bare: norms without parameters or statistics that the units pass through, with the channels of one unit there.
     """
 
     name: str
@@ -84,6 +85,7 @@ class Group:
     members: tuple[Member, ...]
     minimum: int = 1
     kept: bool = False
+    bare: tuple[tuple[str, int], ...] = ()
 
     def of_role(self, role: Role) -> tuple[Member, ...]:
         """The members of one role, in order."""
@@ -126,23 +128,6 @@ def split(members: tuple[Member, ...], shapes: Mapping[str, torch.Size], values:
     """Values (n, entries), as ``joined`` lays them out, cut into those of each member."""
     sizes = [shapes[member.parameter].numel() // shapes[member.parameter][member.axis] * member.each for member in members]
     return list(zip(members, values.split(sizes, 1), strict=True))
-
-
-def column_reader(model: nn.Module, member: Member) -> tuple[nn.Module, int] | None:
-    """The module whose input a column reads, and the axis of that input along which the member's positions lie.
-
-    None where no stock module reads it by a call of its own.
-    """
-    module = model.get_submodule(member.owner)
-    if member.role != "column" or not member.parameter.endswith("weight"):
-        return None
-    if isinstance(module, nn.Linear) and type(module).forward is nn.Linear.forward:
-        return module, -1
-    spatial = {nn.Conv1d: 1, nn.Conv2d: 2, nn.Conv3d: 3, nn.ConvTranspose1d: 1, nn.ConvTranspose2d: 2}
-    places = next((size for kind, size in spatial.items() if isinstance(module, kind)), None)
-    if places is None and hasattr(module, "kernel_size") and module.get_parameter("weight").ndim == 4:
-        places = 2  # our own convolution
-    return None if places is None else (module, -1 - places)
 
 
 def find_tensor(model: nn.Module, name: str) -> Tensor:

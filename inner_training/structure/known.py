@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor, nn
 
 from trimtab.inner_training.networks.convnets import ConvNet, ResidualNet
 from trimtab.inner_training.networks.mlp import MLP
 from trimtab.inner_training.networks.transformer import TransformerBlock
-from trimtab.inner_training.structure.groups import Group, Member, Role
+from trimtab.inner_training.structure.groups import Group, Member, Role, find_tensor
 
 OWN = (TransformerBlock, MLP, ConvNet, ResidualNet)
 
@@ -38,6 +40,16 @@ def known_parts(model: nn.Module) -> set[str]:
         if isinstance(part, OWN):
             parts |= {f"{name}.{inner}" if name else inner for inner, _ in part.named_modules() if inner}
     return parts
+
+
+def given_gates(model: nn.Module, groups: Iterable[Group]) -> dict[str, Tensor]:
+    """Bool (units,) by group: which units of our own networks the networks' own gates leave active."""
+    masks = {}
+    for group in groups:
+        for member in group.of_role("statistic"):
+            if member.parameter.rpartition(".")[2].startswith("gate"):
+                masks[group.name] = (member.of(find_tensor(model, member.parameter)) != 0).any(1).cpu()
+    return masks
 
 
 Entry = tuple[Role, str, int]

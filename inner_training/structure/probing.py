@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from trimtab.inner_training.structure.groups import Group, Member, column_reader, find_tensor
+from trimtab.inner_training.structure.groups import Group, Member, find_tensor
 from trimtab.inner_training.structure.running import call_on, outputs_of
+from trimtab.inner_training.structure.watching import watching
 
 TOLERANCE = 1e-5  # of the largest output: what rounding may change
 SEED = 20260515
@@ -90,17 +91,13 @@ class Probe:
     def _run(self, groups: Sequence[Group], example: Any) -> tuple[list[Tensor], Inputs]:
         """Outputs, and what columns read, in the order of the calls."""
         seen: Inputs = []
-        handles = []
-        for group in groups:
-            for member in group.of_role("column"):
-                reader = column_reader(self._model, member)
-                if reader is not None:
-                    handles.append(reader[0].register_forward_pre_hook(_watch(group, member, reader[1], seen)))
-        try:
+
+        def see(group: Group, member: Member, values: Tensor, axis: int) -> Tensor:
+            seen.append((group, member, values.detach().movedim(axis, 0).clone()))
+            return values
+
+        with watching(self._model, groups, see):
             return outputs_of(call_on(self._model, example), self._model), seen
-        finally:
-            for handle in handles:
-                handle.remove()
 
     def _another(self) -> Any:
         """The example with other values: noise on floats, and whole numbers in another order."""
@@ -113,13 +110,6 @@ class Probe:
             return leaf if leaf.dtype == torch.bool else leaf.flip(tuple(range(leaf.ndim)))
 
         return pytree.tree_map(other, self._example)
-
-
-def _watch(group: Group, member: Member, axis: int, seen: Inputs) -> Callable[[nn.Module, tuple[Any, ...]], None]:
-    def hook(module: nn.Module, inputs: tuple[Any, ...]) -> None:
-        seen.append((group, member, inputs[0].detach().movedim(axis, 0).clone()))
-
-    return hook
 
 
 def _positions(read: tuple[Group, Member, Tensor], chosen: dict[str, Tensor], others: bool) -> Tensor:

@@ -95,7 +95,9 @@ def clear(optimizer: torch.optim.Optimizer, parameter: Tensor, where: Tensor) ->
 def reseat(optimizer: torch.optim.Optimizer, old: Tensor, new: Tensor, state: dict[str, Any]) -> None:
     """Puts a parameter, with its state, in the place of another one."""
     for group in optimizer.param_groups:
-        group["params"] = [new if one is old else one for one in group["params"]]
+        for place, one in enumerate(group["params"]):
+            if one is old:
+                group["params"][place] = new
     if old in optimizer.state:
         del optimizer.state[old]
         optimizer.state[new] = state
