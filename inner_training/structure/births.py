@@ -15,6 +15,7 @@ from trimtab.inner_training.structure.groups import Group, Member, split
 from trimtab.inner_training.structure.newborn_state import NewbornState
 from trimtab.inner_training.structure.newborns import Newborns
 
+
 def check_newborn_state(mode: NewbornState, optimizer: torch.optim.Optimizer) -> None:
     """Refuses ``fresh-step`` for optimizers of which it is not known how they correct their moments.
 
@@ -41,7 +42,10 @@ def slots_for(gates: Gates, group: Group, born: Newborns) -> Tensor:
 def touched_by(gates: Gates, group: Group, units: Tensor, born: Newborns) -> dict[str, Tensor]:
     """Bool by tensor name: the entries of newborns, and those of incumbents that are changed for them."""
     touched = gates.entries(group, units)
-    for members, donors in ((group.of_role("column"), _changed(born.donor_columns, 1.0)), (group.incoming, _changed(born.donor_rows, 0.0))):
+    for members, donors in (
+        (group.of_role("column"), _changed(born.donor_columns, 1.0)),
+        (group.incoming, _changed(born.donor_rows, 0.0)),
+    ):
         for member in members if len(donors) else ():
             touched[member.parameter] |= member.mask(gates.tensor(member.parameter).shape, donors)
     return touched
@@ -61,9 +65,14 @@ def put_newborns(gates: Gates, group: Group, units: Tensor, born: Newborns) -> N
     Newborns that are woken have their parked values already. Norms of others are those of the donors, else begin with
     scale 1, shift 0, running mean 0 and variance 1.
     """
-    columns, shapes = group.of_role("column"), {one.parameter: gates.tensor(one.parameter).shape for one in group.members}
+    columns, shapes = (
+        group.of_role("column"),
+        {one.parameter: gates.tensor(one.parameter).shape for one in group.members},
+    )
     if born.chosen is None:
-        pieces = split(group.incoming, shapes, born.rows[born.present]) + split(columns, shapes, born.columns[born.present])
+        pieces = split(group.incoming, shapes, born.rows[born.present]) + split(
+            columns, shapes, born.columns[born.present]
+        )
         if group.bias is not None:
             pieces.append((group.bias, born.bias[born.present][:, None]))
         for member, values in pieces:

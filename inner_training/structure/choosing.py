@@ -21,7 +21,7 @@ def check_share(share: object) -> float:
     Raises:
         RangeError: it does not lie in (0, 1].
     """
-    if isinstance(share, bool) or not isinstance(share, Real) or not 0 < share <= 1:
+    if isinstance(share, bool) or not isinstance(share, Real) or not 0 < float(share) <= 1:
         raise out_of_range("share", share, 0, 1, remedy="above 0; 0.1 edits a tenth of the units")
     return float(share)
 
@@ -127,7 +127,7 @@ def numbers(units: object, group: Group) -> Tensor:
         if given.shape != (group.units,):
             raise UserError(f"the mask of {group.name} has the shape {tuple(given.shape)}; it must be ({group.units},)")
         return given.nonzero()[:, 0]
-    found = given.to(torch.int64).reshape(-1).unique()
+    found = torch.unique(given.to(torch.int64))
     if len(found) and (found[0] < 0 or found[-1] >= group.units):
         raise UserError(f"units of {group.name} are numbered from 0 to {group.units - 1}; {found.tolist()} do not fit")
     return found

@@ -25,7 +25,15 @@ from trimtab.inner_training.structure.layer_inputs import (
     split_field,
     unit_values,
 )
-from trimtab.inner_training.structure.reads import AJAR, Read, Reads, activity, by_example, outputs_and_gradients, units_of
+from trimtab.inner_training.structure.reads import (
+    AJAR,
+    Read,
+    Reads,
+    activity,
+    by_example,
+    outputs_and_gradients,
+    units_of,
+)
 from trimtab.inner_training.structure.running import without_trace
 from trimtab.inner_training.structure.second_order import Loss, flows, hessian_fields, squares
 from trimtab.inner_training.structure.watching import watchable, watching
@@ -55,9 +63,7 @@ class Request:
     draws: torch.Generator
 
 
-def gather(
-    gates: Gates, request: Request, batches: Iterable[Any] | None, loss_fn: Loss | None
-) -> dict[str, Evidence]:
+def gather(gates: Gates, request: Request, batches: Iterable[Any] | None, loss_fn: Loss | None) -> dict[str, Evidence]:
     """Evidence by group: weights as they are, all else in evaluation mode, averaged over batches.
 
     Inactive units are opened by a crack of 2**-20, with their parked weights, and what is found of them is divided by it.
@@ -79,11 +85,17 @@ def gather(
         if request.needs & FLOWS:
             _add_flows(gates, groups, request, fixed)
         if not moving or batches is None or loss_fn is None:
-            return {name: Evidence(**fields) for name, fields in fixed.items()}
+            return {name: made(fields) for name, fields in fixed.items()}
         parts = [_Batch(gates, groups, request, moving, loss_fn).gathered(batch) for batch in batches]
     if not parts:
         raise UserError(f"{request.why} needs batches, and there is none; give at least one")
-    return {name: averaged(Evidence(**fixed[name], **part[name]) for part in parts) for name in request.names}
+    return {name: averaged(made(fixed[name] | part[name]) for part in parts) for name in request.names}
+
+
+def made(fields: Mapping[str, Tensor]) -> Evidence:
+    """Evidence of one batch from its fields."""
+    values: dict[str, Any] = dict(fields)
+    return Evidence(**values)
 
 
 @contextmanager
@@ -97,7 +109,11 @@ def _ready(gates: Gates, names: set[str]) -> Iterator[None]:
 def _weights(gates: Gates, group: Group) -> dict[str, Tensor]:
     names = {member.parameter for member in group.members}
     values = incoming_like(group, {name: gates.virtual(name, {group.name}) for name in names})
-    fields = {"weights_in": values["in"], "weights_out": values["out"], "alive": gates.active[group.name].to(values["in"].device)}
+    fields = {
+        "weights_in": values["in"],
+        "weights_out": values["out"],
+        "alive": gates.active[group.name].to(values["in"].device),
+    }
     return {**fields, "bias": values["bias"]} if "bias" in values else fields
 
 
@@ -138,13 +154,17 @@ class _Batch:
                 names = [name for name in names if isinstance(self._gates.tensor(name), torch.nn.Parameter)]
                 self._add(fields, "square", squares(self._model, self._loss, batch, examples, names), power=2)
             if kinds & {"hv", "hess"}:
-                found = hessian_fields(self._model, lambda: self._value(batch), kinds & {"hv", "hess"}, self._request.draws)
+                found = hessian_fields(
+                    self._model, lambda: self._value(batch), kinds & {"hv", "hess"}, self._request.draws
+                )
                 for kind, values in found.items():
                     self._add(fields, kind, values, power=2 if kind == "hess" else 1)
         for name, own in fields.items():
             missing = sorted(self._needs - own.keys() - OPTIONAL)
             if missing:
-                raise UserError(f"{self._request.why} reads {missing[0]}, which cannot be had of {name}; choose other groups")
+                raise UserError(
+                    f"{self._request.why} reads {missing[0]}, which cannot be had of {name}; choose other groups"
+                )
         return {name: {key: own[key] for key in own.keys() & self._needs} for name, own in fields.items()}
 
     def _value(self, batch: Any) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -72,13 +73,19 @@ def check_whole_model(model: nn.Module) -> None:
         raise UserError(f"the model is {kind} ({type(model).__name__}), so it cannot be compacted; {remedies[kind]}")
     for name, part in model.named_modules():
         if isinstance(part, torch.jit.ScriptModule):
-            raise UserError(f"{name or 'the model'} is a torch.jit module, so it cannot be compacted; script it afterwards")
+            raise UserError(
+                f"{name or 'the model'} is a torch.jit module, so it cannot be compacted; script it afterwards"
+            )
         if isinstance(part, nn.DataParallel | nn.parallel.DistributedDataParallel):
-            raise UserError(f"{name} is wrapped ({type(part).__name__}), so it cannot be compacted; {remedies['wrapped']}")
+            raise UserError(
+                f"{name} is wrapped ({type(part).__name__}), so it cannot be compacted; {remedies['wrapped']}"
+            )
         if getattr(part, "_orig_mod", None) is not None or getattr(part, "_compiled_call_impl", None) is not None:
             raise UserError(f"{name or 'the model'} is compiled, so it cannot be compacted; {remedies['compiled']}")
         if "FSDP" in type(part).__name__ or "FullySharded" in type(part).__name__:
-            raise UserError(f"{name or 'the model'} is sharded, so it cannot be compacted; gather it into a plain module first")
+            raise UserError(
+                f"{name or 'the model'} is sharded, so it cannot be compacted; gather it into a plain module first"
+            )
 
 
 def check_copies(gates: Gates, cuts: Mapping[str, Cut], copies: Sequence[nn.Module]) -> list[nn.Module]:
@@ -92,7 +99,9 @@ def check_copies(gates: Gates, cuts: Mapping[str, Cut], copies: Sequence[nn.Modu
         tensors = {**dict(copy.named_parameters()), **dict(copy.named_buffers())}
         for name in cuts:
             if name not in tensors or tensors[name].shape != gates.tensor(name).shape:
-                raise MismatchError(f"{name} of a {type(copy).__name__} does not fit the model; give copies of the model")
+                raise MismatchError(
+                    f"{name} of a {type(copy).__name__} does not fit the model; give copies of the model"
+                )
     return inner
 
 
@@ -167,7 +176,7 @@ def _cut_module(
             new = nn.Parameter(cut.of(old.detach()), requires_grad=old.requires_grad)
             new.grad = None if old.grad is None else cut.of(old.grad)
             owner._parameters[key] = new
-            undo.append(lambda owner=owner, key=key, old=old: owner._parameters.__setitem__(key, old))
+            undo.append(partial(owner._parameters.__setitem__, key, old))
             if optimizer is not None and any(one is old for one in state.owned(optimizer)):
                 held = optimizer.state.get(old, {})
                 sliced = {
@@ -175,11 +184,13 @@ def _cut_module(
                     for entry, value in held.items()
                 }
                 state.reseat(optimizer, old, new, sliced)
-                undo.append(lambda old=old, new=new, held=held: state.reseat(optimizer, new, old, held))
+                undo.append(partial(state.reseat, optimizer, new, old, held))
         else:
             owner._buffers[key] = cut.of(old)
-            undo.append(lambda owner=owner, key=key, old=old: owner._buffers.__setitem__(key, old))
-    for owner in dict.fromkeys([*owners.values(), *(part for part in module.modules() if isinstance(part, TransformerBlock))]):
+            undo.append(partial(owner._buffers.__setitem__, key, old))
+    for owner in dict.fromkeys(
+        [*owners.values(), *(part for part in module.modules() if isinstance(part, TransformerBlock))]
+    ):
         _resize(owner, sizes_of(owner), undo)
 
 
@@ -202,7 +213,7 @@ def _resize(owner: nn.Module, sizes: Mapping[str, int], undo: list[Callable[[], 
         before = getattr(owner, attribute)
         if before != value:
             setattr(owner, attribute, value)
-            undo.append(lambda owner=owner, attribute=attribute, before=before: setattr(owner, attribute, before))
+            undo.append(partial(setattr, owner, attribute, before))
 
 
 def sizes_of(module: nn.Module) -> dict[str, int]:

@@ -68,9 +68,7 @@ def all_trainable(model: nn.Module) -> Iterator[None]:
             one.requires_grad_(False)
 
 
-def coupled_groups(
-    model: nn.Module, call: Callable[[], Any], skipped: set[str]
-) -> tuple[list[Group], dict[str, str]]:
+def coupled_groups(model: nn.Module, call: Callable[[], Any], skipped: set[str]) -> tuple[list[Group], dict[str, str]]:
     """Groups of a module's units, and why others are not offered, as Torch-Pruning's dependency graph has them.
 
     Args:
@@ -228,7 +226,8 @@ def _as_groups(model: nn.Module, slots: Slots) -> tuple[list[Group], dict[str, s
     for root, places in units.items():
         alike[tuple(sorted((node, len(found)) for node, found in places.items()))].append(root)
     order = {name: position for position, (name, _) in enumerate((*model.named_modules(), *model.named_parameters()))}
-    groups, refused = [], {}
+    groups: list[Group] = []
+    refused: dict[str, str] = {}
     for kind, roots in sorted(alike.items(), key=lambda pair: min(order[node[0]] for node, _ in pair[0])):
         nodes = sorted((node for node, _ in kind), key=lambda node: (order[node[0]], node[1]))
         producers = [node for node in nodes if node[1] == "out" or isinstance(_part(model, node[0]), nn.Embedding)]
@@ -236,7 +235,9 @@ def _as_groups(model: nn.Module, slots: Slots) -> tuple[list[Group], dict[str, s
             continue
         name = _free_name(producers[0][0], [*(group.name for group in groups), *refused])
         reason = next((reasons[root] for root in roots if root in reasons), None)
-        if reason is None and any(side == "out" and (name, "in") not in nodes and _grouped(model, name) for name, side in nodes):
+        if reason is None and any(
+            side == "out" and (name, "in") not in nodes and _grouped(model, name) for name, side in nodes
+        ):
             reason = "a grouped convolution reads the model's input"
         if reason is None and len(roots) < 2:
             reason = "it has a single unit"
@@ -268,7 +269,7 @@ def _free_name(name: str, taken: list[str]) -> str:
     return next(one for one in numbered if one not in taken)
 
 
-def _part(model: nn.Module, name: str) -> nn.Module | Tensor | None:
+def _part(model: nn.Module, name: str) -> nn.Module | None:
     return dict(model.named_modules()).get(name)
 
 
@@ -276,13 +277,11 @@ def members_of(model: nn.Module, name: str, side: str, index: Tensor) -> list[Me
     """What of a module's tensors belongs to units that have the positions ``index`` (units, k) on one side of it."""
     prefix, part = (f"{name}." if name else ""), _part(model, name)
     found: list[tuple[str, Role, int]] = []
-    if part is None:  # a parameter that is used as it is
+    if not isinstance(part, nn.Module):  # a parameter that is used as it is
         return [Member(name, "vector", int(side.removeprefix("both")) % model.get_parameter(name).ndim, index)]
     if isinstance(part, nn.modules.conv._ConvNd):
         if part.groups > 1:  # what it reads goes with what it computes
-            if part.transposed and side == "in":
-                found = [("weight", "row", 0)]
-            elif not part.transposed and side == "out":
+            if part.transposed and side == "in" or not part.transposed and side == "out":
                 found = [("weight", "row", 0)]
         elif side == "out":
             found = [("weight", "row", 1 if part.transposed else 0)]
@@ -298,4 +297,3 @@ def members_of(model: nn.Module, name: str, side: str, index: Tensor) -> list[Me
         found += [(key, "statistic", 0) for key in ("running_mean", "running_var")]
     tensors = {**part._parameters, **part._buffers}
     return [Member(prefix + key, role, axis, index) for key, role, axis in found if tensors.get(key) is not None]
-

@@ -27,7 +27,9 @@ def check_module(model: object) -> nn.Module:
     if not isinstance(model, nn.Module):
         raise UserError(f"the model is a {type(model).__name__}; it must be a torch.nn.Module")
     if any(isinstance(part, torch.jit.ScriptModule) for part in model.modules()):
-        raise UserError("the model is a torch.jit module, whose layers cannot be edited; give the module it was made from")
+        raise UserError(
+            "the model is a torch.jit module, whose layers cannot be edited; give the module it was made from"
+        )
     for name, one in model.named_parameters():
         if isinstance(one, UninitializedParameter):
             raise UserError(f"{name} is lazy and has no shape yet; run a batch through the model first")
@@ -98,6 +100,8 @@ def _shared(group: Group, model: nn.Module, calls: Counter[str]) -> str | None:
     for member in group.members:
         if member.parameter in tied:
             return f"{member.parameter} is tied to {tied[member.parameter]}"
+        if getattr(model.get_submodule(member.owner), "sparse", False):
+            return f"{member.owner} has sparse gradients"
         if calls[member.owner] > 1:
             return f"{member.owner or 'the model'} is called {calls[member.owner]} times in a forward pass"
     return None

@@ -69,7 +69,9 @@ class Editor:
             chosen = numbers(given, self.gates.groups[name])
             idle = chosen[~self.gates.active[name][chosen]]
             if len(idle):
-                raise UserError(f"units {idle.tolist()} of {name} are not active; choose among those that .active shows")
+                raise UserError(
+                    f"units {idle.tolist()} of {name} are not active; choose among those that .active shows"
+                )
             if len(chosen):
                 found[name] = chosen
         return found
@@ -109,7 +111,9 @@ class Editor:
             units[name] = slots_for(held, held.groups[name], born)
             found = matched_donors(born.rows, born.columns, evidence[name]) if born.donors is None else born.donors
             donors[name] = found[born.present].cpu()
-        touched = self._merged(touched_by(held, held.groups[name], units[name], born) for name, born in newborns.items())
+        touched = self._merged(
+            touched_by(held, held.groups[name], units[name], born) for name, born in newborns.items()
+        )
 
         def change() -> None:
             for name, slots in units.items():
@@ -173,7 +177,9 @@ class Editor:
                 raise unknown("parameter", name, parameters)
             if live.dtype != torch.bool or live.shape != parameters[name].shape:
                 wanted = tuple(parameters[name].shape)
-                raise UserError(f"the mask of {name} is {live.dtype} of shape {tuple(live.shape)}; give bool of {wanted}")
+                raise UserError(
+                    f"the mask of {name} is {live.dtype} of shape {tuple(live.shape)}; give bool of {wanted}"
+                )
             before = held.live.get(name, torch.ones_like(live))
             touched[name] = before.cpu() != live.cpu()
 
@@ -199,7 +205,9 @@ class Editor:
     def _edit(self, kind: str, units: Mapping[str, Tensor], touched: Touched, change: Callable[[], None]) -> Edit:
         """Makes a change, of which only marked entries may be part, and remembers how to undo it."""
         tensors = {name: self.gates.tensor(name) for name in touched}
-        state.check_state(self.gates.optimizer, {name: one for name, one in tensors.items() if isinstance(one, nn.Parameter)})
+        state.check_state(
+            self.gates.optimizer, {name: one for name, one in tensors.items() if isinstance(one, nn.Parameter)}
+        )
         record, cohorts = take_record(self.gates, touched), list(self._own_steps.cohorts)
         self._own_steps.forget(touched)
         with torch.no_grad():

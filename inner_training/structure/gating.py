@@ -124,7 +124,7 @@ class Gates:
 
         frozen = not parameter.requires_grad  # it may be thawed later, and then the hook must be there
         parameter.requires_grad_(True)
-        hook = parameter.register_hook(mask)
+        hook = parameter.register_hook(mask)  # type: ignore[no-untyped-call]
         parameter.requires_grad_(not frozen)
         return hook
 

@@ -126,8 +126,10 @@ def joined(members: tuple[Member, ...], read: Read) -> Tensor:
 
 def split(members: tuple[Member, ...], shapes: Mapping[str, torch.Size], values: Tensor) -> list[tuple[Member, Tensor]]:
     """Values (n, entries), as ``joined`` lays them out, cut into those of each member."""
-    sizes = [shapes[member.parameter].numel() // shapes[member.parameter][member.axis] * member.each for member in members]
-    return list(zip(members, values.split(sizes, 1), strict=True))
+    sizes = [
+        shapes[member.parameter].numel() // shapes[member.parameter][member.axis] * member.each for member in members
+    ]
+    return list(zip(members, torch.split(values, sizes, 1), strict=True))
 
 
 def find_tensor(model: nn.Module, name: str) -> Tensor:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.grad import conv2d_weight
 
 from trimtab.inner_training.networks.conv import Conv2d
 from trimtab.inner_training.structure.groups import Group, joined
@@ -61,11 +62,15 @@ def _patches(module: nn.Module, values: Tensor, examples: int) -> Tensor | None:
     """(B, I, S) what each row of a linear layer, or of a convolution of one group, is multiplied with at each place."""
     if isinstance(module, nn.Linear):
         return by_example(values.detach().float(), -1, examples)
-    if not isinstance(module, nn.Conv2d | Conv2d) or getattr(module, "groups", 1) != 1 or isinstance(module.padding, str):
+    if (
+        not isinstance(module, nn.Conv2d | Conv2d)
+        or getattr(module, "groups", 1) != 1
+        or isinstance(module.padding, str)
+    ):
         return None
     if getattr(module, "padding_mode", "zeros") != "zeros":
         return None
-    shape = dict(padding=module.padding, stride=module.stride, dilation=getattr(module, "dilation", 1))
+    shape = {"padding": module.padding, "stride": module.stride, "dilation": getattr(module, "dilation", 1)}
     return functional.unfold(values.detach().float(), module.kernel_size, **shape)
 
 
@@ -118,7 +123,10 @@ def growth_fields(
     producer, consumer = (model.get_submodule(one.owner) for one in (rows[0], columns[0]))
     if rows[0].owner not in layers.inputs or columns[0].owner not in layers.outputs:
         return {}
-    seen, slope = _patches(producer, layers.inputs[rows[0].owner], examples), slopes.get(id(layers.outputs[columns[0].owner]))
+    seen, slope = (
+        _patches(producer, layers.inputs[rows[0].owner], examples),
+        slopes.get(id(layers.outputs[columns[0].owner])),
+    )
     if seen is None or slope is None:
         return {}
     slope = slope.detach().float()
@@ -135,8 +143,8 @@ def growth_fields(
             return {}
         weight = consumer.get_parameter("weight")
         size, dilation = (weight.shape[0], seen.shape[1], *weight.shape[2:]), getattr(consumer, "dilation", 1)
-        gradient = nn.grad.conv2d_weight(  # type: ignore[no-untyped-call]
-            seen.unflatten(2, places), size, slope, consumer.stride, consumer.padding, dilation
+        gradient = conv2d_weight(  # type: ignore[no-untyped-call]
+            seen.view(*seen.shape[:2], *places), size, slope, consumer.stride, consumer.padding, dilation
         )
         constant = slope.sum((0, 2, 3))[:, None].expand(-1, weight[0, 0].numel())
         return {"bypass": gradient.movedim(1, -1).flatten(0, -2), "next_grad": constant.flatten()}
@@ -174,5 +182,8 @@ def split_field(
 
 def incoming_like(group: Group, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """What has the shapes of parameters, as that of rows, biases and columns: under the names ``in``, ``bias``, ``out``."""
-    found = {"in": joined(group.incoming, values.__getitem__), "out": joined(group.of_role("column"), values.__getitem__)}
+    found = {
+        "in": joined(group.incoming, values.__getitem__),
+        "out": joined(group.of_role("column"), values.__getitem__),
+    }
     return found if group.bias is None else {**found, "bias": group.bias.of(values[group.bias.parameter]).float()[:, 0]}

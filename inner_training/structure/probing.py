@@ -43,26 +43,30 @@ class Probe:
         return {name: reason for name, reason in reasons.items() if reason is not None}
 
     def _verdict(self, groups: Sequence[Group]) -> str | None:
-        chosen = {group.name: torch.randperm(group.units, generator=self._draws)[: group.units // 2] for group in groups}
+        chosen = {
+            group.name: torch.randperm(group.units, generator=self._draws)[: group.units // 2] for group in groups
+        }
         with self._restored(groups), torch.no_grad():
             self._fill(groups, chosen, ("column",), None)
             before, inputs_before = self._run(groups, self._example)
             self._fill(groups, chosen, ("row", "vector"), self._draws)
             self._fill(groups, chosen, ("column",), None)  # a row's entry may be the column's of another group
             after, inputs_after = self._run(groups, self._example)
-            if not _same(before, after):
-                return "what its units compute reaches the outputs by other ways than the weights that read them"
             for one, other in zip(inputs_before, inputs_after, strict=True):
                 rest = _positions(one, chosen, others=True)
                 if not _same([one[2][rest]], [other[2][rest]]):
                     return "its units influence each other, so they cannot move one by one"
+            if not _same(before, after):
+                return "what its units compute reaches the outputs by other ways than the weights that read them"
             self._fill(groups, chosen, ("row", "vector"), None)
             _, inputs_before = self._run(groups, self._example)
             _, inputs_after = self._run(groups, self._another())
             for one, other in zip(inputs_before, inputs_after, strict=True):
                 own = _positions(one, chosen, others=False)
                 if one[2].shape != other[2].shape or not _same([one[2][own]], [other[2][own]]):
-                    return "something beside its own weights feeds its units, such as a connection from the model's input"
+                    return (
+                        "something beside its own weights feeds its units, such as a connection from the model's input"
+                    )
         return None
 
     @contextmanager
@@ -123,7 +127,9 @@ def _positions(read: tuple[Group, Member, Tensor], chosen: dict[str, Tensor], ot
 def _same(one: Sequence[Tensor], other: Sequence[Tensor]) -> bool:
     return all(
         a.shape == b.shape
-        and torch.allclose(a, b, rtol=0, atol=TOLERANCE * float(a.abs().nan_to_num(0, 0, 0).max().clamp(min=1e-3)), equal_nan=True)
+        and torch.allclose(
+            a, b, rtol=0, atol=TOLERANCE * float(a.abs().nan_to_num(0, 0, 0).max().clamp(min=1e-3)), equal_nan=True
+        )
         for a, b in zip(one, other, strict=True)
         if a.numel()
     )

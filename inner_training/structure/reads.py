@@ -99,7 +99,8 @@ def outputs_and_gradients(
         examples: of the batch.
         model: tells torch's attention, which puts tokens first.
     """
-    outputs, gradients = [], []
+    outputs: list[Tensor] = []
+    gradients: list[Tensor] = []
     for read in reads:
         parent = model.get_submodule(read.member.owner.rpartition(".")[0])
         first = isinstance(parent, nn.MultiheadAttention)

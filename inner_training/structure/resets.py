@@ -60,7 +60,9 @@ def compensated(gates: Gates, leaving: Mapping[str, tuple[Group, Tensor, Evidenc
                 raise UserError(f"{member.owner} has no bias that could compensate for units of {group.name}")
             rest = gates.tensor(member.parameter).movedim(member.axis, 0).shape[1:]
             # Each place of a kernel reads the same mean, but at borders; a transposed one reads a stride apart.
-            share = lost.view(member.each, rest[0], -1).sum((0, 2)) / math.prod(getattr(owner, "stride", (1,)) if getattr(owner, "transposed", False) else (1,))
+            share = lost.view(member.each, rest[0], -1).sum((0, 2)) / math.prod(
+                getattr(owner, "stride", (1,)) if getattr(owner, "transposed", False) else (1,)
+            )
             biases[name] = biases.get(name, gates.tensor(name).detach().clone()) + share
     return biases
 

@@ -35,7 +35,7 @@ def check_kind(optimizer: torch.optim.Optimizer) -> None:
     found = class_names(optimizer).intersection(UNSLICEABLE)
     if found:
         raise UserError(
-            f"the state of {sorted(found)[0]} does not fall into units; use an optimizer whose state has one number per "
+            f"the state of {min(found)} does not fall into units; use an optimizer whose state has one number per "
             "weight, such as SGD or AdamW"
         )
 

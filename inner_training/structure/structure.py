@@ -12,7 +12,7 @@ from trimtab.errors import MismatchError, UserError
 from trimtab.inner_training.structure import compaction, state
 from trimtab.inner_training.structure.births import check_newborn_state
 from trimtab.inner_training.structure.choosing import check_share, least, named, room
-from trimtab.inner_training.structure.collect import Loss, Request, gather
+from trimtab.inner_training.structure.collect import Request, gather
 from trimtab.inner_training.structure.criteria import resolve_criterion
 from trimtab.inner_training.structure.diagnostics import Diagnosis, diagnose
 from trimtab.inner_training.structure.discovery import check_module, discover
@@ -25,6 +25,7 @@ from trimtab.inner_training.structure.newborn_state import resolve_newborn_state
 from trimtab.inner_training.structure.newborns import scaled
 from trimtab.inner_training.structure.normalisations import resolve_normalisation
 from trimtab.inner_training.structure.running import unwrapped
+from trimtab.inner_training.structure.second_order import Loss
 
 
 def gates(model: nn.Module, optimizer: torch.optim.Optimizer, example_input: Any) -> Structure:
@@ -187,7 +188,9 @@ class Structure:
         made = {name: chosen.make(evidence[name], count, self._draws) for name, count in counts.items()}
         made = {name: scaled(born, columns=scale) for name, born in made.items() if bool(born.present.any())}
         if not made:
-            raise UserError(f"growth method {method!r} finds no unit to make in {', '.join(counts)}; choose another one")
+            raise UserError(
+                f"growth method {method!r} finds no unit to make in {', '.join(counts)}; choose another one"
+            )
         return self._editor.bear(made, mode, evidence)
 
     def reset(

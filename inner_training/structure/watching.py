@@ -17,7 +17,14 @@ from trimtab.inner_training.structure.known import OWN
 # Gets the group, its column, what is read, and the axis along which the column's positions lie; gives what to read instead.
 Handler = Callable[[Group, Member, Tensor, int], Tensor]
 
-_PLACES = {nn.Conv1d: 1, nn.Conv2d: 2, nn.Conv3d: 3, nn.ConvTranspose1d: 1, nn.ConvTranspose2d: 2, nn.ConvTranspose3d: 3}
+_PLACES = {
+    nn.Conv1d: 1,
+    nn.Conv2d: 2,
+    nn.Conv3d: 3,
+    nn.ConvTranspose1d: 1,
+    nn.ConvTranspose2d: 2,
+    nn.ConvTranspose3d: 3,
+}
 
 
 def read_axis(module: nn.Module) -> int | None:
@@ -92,17 +99,17 @@ def _linear_watched(watched: list[tuple[nn.Module, Group, Member]], handler: Han
     """Torch's attention multiplies its output projection by ``functional.linear``, with the weight of a module."""
     plain = functional.linear
 
-    def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         for owner, group, column in watched:
             if owner.weight is weight:
-                x = handler(group, column, x, -1)
-        return plain(x, weight, bias)
+                input = handler(group, column, input, -1)
+        return plain(input, weight, bias)
 
-    functional.linear = linear  # type: ignore[assignment]
+    functional.linear = linear
     try:
         yield
     finally:
-        functional.linear = plain  # type: ignore[assignment]
+        functional.linear = plain
 
 
 class _Multiplications(TorchFunctionMode):
