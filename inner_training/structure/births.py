@@ -63,7 +63,8 @@ def put_newborns(gates: Gates, group: Group, units: Tensor, born: Newborns) -> N
     """Writes the values of newborns into units that are active by now, and changes their donors.
 
     Newborns that are woken have their parked values already. Norms of others are those of the donors, else begin with
-    scale 1, shift 0, running mean 0 and variance 1.
+    scale 1, shift 0, running mean 0 and variance 1; what else a unit has, such as the slope of a PReLU, is the incumbents'
+    mean.
     """
     columns, shapes = (
         group.of_role("column"),
@@ -102,8 +103,12 @@ def _begin_others(gates: Gates, group: Group, units: Tensor, donors: Tensor | No
         entries = member.of(gates.virtual(member.parameter))
         norm = "Norm" in type(gates.model.get_submodule(member.owner)).__name__
         start = 1.0 if member.parameter.endswith(("weight", "running_var")) else 0.0
-        own = entries[units.to(entries.device)]  # such as the slopes of a PReLU: they keep what is parked
-        values = torch.full_like(own, start) if norm else own
+        values = torch.full_like(entries[: len(units)], start)
+        if not norm:
+            incumbents = gates.active[group.name].clone()
+            incumbents[units] = False
+            chosen = entries[incumbents.to(entries.device)] if incumbents.any() else entries
+            values = chosen.mean(0, keepdim=True).expand_as(values)
         if donors is not None:
             copied = entries[donors.clamp(min=0).to(entries.device)]
             values = torch.where((donors >= 0).to(entries.device)[:, None], copied, values)

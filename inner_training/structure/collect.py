@@ -76,7 +76,7 @@ def gather(gates: Gates, request: Request, batches: Iterable[Any] | None, loss_f
     moving = request.needs - WEIGHTS - FLOWS
     if moving and (batches is None or loss_fn is None):
         raise UserError(f"{request.why} reads {', '.join(sorted(moving))}; give batches and loss_fn")
-    fixed = {group.name: _weights(gates, group) for group in groups}
+    fixed = {group.name: weights_of(gates, group) for group in groups}
     seen = {group.name for group in groups if watchable(gates.model, group)}
     blind = sorted(set(request.names) - seen)
     if blind and moving & (ACTIVITY | FIELDS):
@@ -106,7 +106,8 @@ def _ready(gates: Gates, names: set[str]) -> Iterator[None]:
         yield
 
 
-def _weights(gates: Gates, group: Group) -> dict[str, Tensor]:
+def weights_of(gates: Gates, group: Group) -> dict[str, Tensor]:
+    """The fields of a group's weights as they are now; inactive units have their parked ones."""
     names = {member.parameter for member in group.members}
     values = incoming_like(group, {name: gates.virtual(name, {group.name}) for name in names})
     fields = {

@@ -30,7 +30,7 @@ class _Done:
     """An edit that can be undone, and what there was before it."""
 
     edit: Edit
-    record: Record
+    records: tuple[Record, ...]
     cohorts: list[tuple[str, Tensor, Tensor]]
 
 
@@ -95,36 +95,31 @@ class Editor:
 
         return self._edit("prune", units, touched, change)
 
-    def bear(self, newborns: Mapping[str, Newborns], mode: NewbornState, evidence: Mapping[str, Evidence]) -> Edit:
+    def bear(self, name: str, born: Newborns, mode: NewbornState, evidence: Evidence) -> Edit:
         """Puts newborns in.
 
         Args:
-            newborns: by group, no more than it has inactive units.
+            name: of the group.
+            born: no more than it has inactive units.
             mode: how their optimizer state begins.
-            evidence: of the weights of these groups.
+            evidence: of the weights of the group as they are now.
 
         Raises:
             UserError: the optimizer's state is unknown.
         """
-        held, units, donors = self.gates, {}, {}
-        for name, born in newborns.items():
-            units[name] = slots_for(held, held.groups[name], born)
-            found = matched_donors(born.rows, born.columns, evidence[name]) if born.donors is None else born.donors
-            donors[name] = found[born.present].cpu()
-        touched = self._merged(
-            touched_by(held, held.groups[name], units[name], born) for name, born in newborns.items()
-        )
+        held, group = self.gates, self.gates.groups[name]
+        slots = slots_for(held, group, born)
+        found = matched_donors(born.rows, born.columns, evidence) if born.donors is None else born.donors
+        touched = touched_by(held, group, slots, born)
 
         def change() -> None:
-            for name, slots in units.items():
-                held.active[name][slots] = True
-                held.born[name][slots] = held.steps
+            held.active[name][slots] = True
+            held.born[name][slots] = held.steps
             held.refresh(touched)
-            for name, born in newborns.items():
-                put_newborns(held, held.groups[name], units[name], born)
-            self._begin(units, mode, donors)
+            put_newborns(held, group, slots, born)
+            self._begin({name: slots}, mode, {name: found[born.present].cpu()})
 
-        return self._edit("grow", units, touched, change)
+        return self._edit("grow", {name: slots}, touched, change)
 
     def reset(
         self, units: Mapping[str, Tensor], mode: NewbornState, draws: torch.Generator, means: Mapping[str, Evidence]
@@ -213,7 +208,29 @@ class Editor:
         with torch.no_grad():
             change()
         edit = Edit(kind, units, self._undo)
-        self._history.append(_Done(edit, record, cohorts))
+        self._history.append(_Done(edit, (record,), cohorts))
+        return edit
+
+    def joined(self, kind: str, steps: Iterable[Callable[[], Edit | None]]) -> Edit | None:
+        """Edits made one after the other, as one edit; None where none of them was made.
+
+        If one of them fails, those before it are undone.
+        """
+        begin = len(self._history)
+        try:
+            for step in steps:
+                step()
+        except BaseException:
+            while len(self._history) > begin:
+                self._history[-1].edit.undo()
+            raise
+        done = self._history[begin:]
+        if len(done) < 2:
+            return done[0].edit if done else None
+        units = {name: found for one in done for name, found in one.edit.units.items()}
+        edit = Edit(kind, units, self._undo)
+        records = tuple(record for one in done for record in one.records)
+        self._history[begin:] = [_Done(edit, records, done[0].cohorts)]
         return edit
 
     def _undo(self, edit: Edit) -> None:
@@ -222,7 +239,8 @@ class Editor:
         last = self._history[-1]
         if last.edit is not edit:
             raise UserError(f"{edit!r} is not the latest edit; undo {last.edit!r} first")
-        put_back(self.gates, last.record)
+        for record in reversed(last.records):
+            put_back(self.gates, record)
         self._own_steps.cohorts = last.cohorts
         self._history.pop()
 

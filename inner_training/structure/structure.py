@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,7 +14,7 @@ from trimtab.errors import MismatchError, UserError
 from trimtab.inner_training.structure import compaction, state
 from trimtab.inner_training.structure.births import check_newborn_state
 from trimtab.inner_training.structure.choosing import check_share, least, named, room
-from trimtab.inner_training.structure.collect import Request, gather
+from trimtab.inner_training.structure.collect import Request, gather, weights_of
 from trimtab.inner_training.structure.criteria import resolve_criterion
 from trimtab.inner_training.structure.diagnostics import Diagnosis, diagnose
 from trimtab.inner_training.structure.discovery import check_module, discover
@@ -185,13 +187,17 @@ class Structure:
         chosen, mode = resolve_growth(method), resolve_newborn_state(newborn_state)
         check_newborn_state(mode, self._gates.optimizer)
         evidence = self._evidence(chosen.needs, list(counts), batches, loss_fn, f"growth method {method!r}")
-        made = {name: chosen.make(evidence[name], count, self._draws) for name, count in counts.items()}
-        made = {name: scaled(born, columns=scale) for name, born in made.items() if bool(born.present.any())}
-        if not made:
-            raise UserError(
-                f"growth method {method!r} finds no unit to make in {', '.join(counts)}; choose another one"
-            )
-        return self._editor.bear(made, mode, evidence)
+
+        def bear(name: str, count: int) -> Edit | None:
+            # What was born into one group belongs to the weights of the next one.
+            now = replace(evidence[name], **weights_of(self._gates, self._gates.groups[name]))
+            born = scaled(chosen.make(now, count, self._draws), columns=scale)
+            return self._editor.bear(name, born, mode, now) if bool(born.present.any()) else None
+
+        edit = self._editor.joined("grow", [partial(bear, name, count) for name, count in counts.items()])
+        if edit is None:
+            raise UserError(f"growth method {method!r} finds no unit to make in {', '.join(counts)}; choose another one")
+        return edit
 
     def reset(
         self,
