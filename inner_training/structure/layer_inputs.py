@@ -161,7 +161,8 @@ def split_field(
         reading: what was read, with its graph, as (B, U, S); and h and g of the same shape.
     """
     rows = group.of_role("row")
-    if len(rows) != 1 or rows[0].each != 1 or group.incoming != rows or rows[0].owner not in layers.outputs:
+    place = unit_values(model, group, layers)
+    if len(rows) != 1 or rows[0].each != 1 or group.incoming != rows or place is None or place[0] != rows[0].owner:
         return {}
     values, module = layers.outputs[rows[0].owner], model.get_submodule(rows[0].owner)
     seen, axis = _patches(module, layers.inputs[rows[0].owner], examples), read_axis(module)

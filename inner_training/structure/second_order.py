@@ -73,9 +73,10 @@ def _by_vmap(loss: Callable[..., Tensor], wanted: dict[str, Tensor], batch: Any,
     total = {name: torch.zeros_like(value, dtype=torch.float32) for name, value in wanted.items()}
     for begin in range(0, examples, CHUNK):
         part = _slice(batch, examples, begin, min(begin + CHUNK, examples))
-        slopes = vmap(grad(loss), in_dims=(None, 0), randomness="different")(wanted, part)
+        with sdpa_kernel(SDPBackend.MATH):  # the others have no batching rule
+            slopes = vmap(grad(loss), in_dims=(None, 0), randomness="different")(wanted, part)
         for name, slope in slopes.items():
-            total[name] += slope.float().square().sum(0)
+            total[name] += slope.detach().float().square().sum(0)
     return {name: value / examples for name, value in total.items()}
 
 

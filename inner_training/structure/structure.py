@@ -196,7 +196,9 @@ class Structure:
 
         edit = self._editor.joined("grow", [partial(bear, name, count) for name, count in counts.items()])
         if edit is None:
-            raise UserError(f"growth method {method!r} finds no unit to make in {', '.join(counts)}; choose another one")
+            raise UserError(
+                f"growth method {method!r} finds no unit to make in {', '.join(counts)}; choose another one"
+            )
         return edit
 
     def reset(

@@ -146,5 +146,3 @@ def test_a_thousand_random_sequences(part: int) -> None:
     for index in range(part * 50, (part + 1) * 50):
         name, optimizer = COMBINATIONS[index % len(COMBINATIONS)]
         Sequence(name, optimizer, 1000 + index).run(10)
-
-

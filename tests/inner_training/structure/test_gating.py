@@ -41,7 +41,10 @@ def assert_held(structure: Structure, optimizer: torch.optim.Optimizer) -> None:
             assert not member.of(tensor.detach())[idle].any(), member.parameter
             for key, value in state.entries(optimizer, tensor).items():
                 if not (isinstance(optimizer, torch.optim.Rprop) and key == "step_size"):
-                    assert (member.of(value)[idle] == state.neutral(optimizer, tensor, key)).all(), (member.parameter, key)
+                    assert (member.of(value)[idle] == state.neutral(optimizer, tensor, key)).all(), (
+                        member.parameter,
+                        key,
+                    )
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
