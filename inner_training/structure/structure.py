@@ -190,7 +190,8 @@ class Structure:
 
         def bear(name: str, count: int) -> Edit | None:
             # What was born into one group belongs to the weights of the next one.
-            now = replace(evidence[name], **weights_of(self._gates, self._gates.groups[name]))
+            weights: dict[str, Any] = dict(weights_of(self._gates, self._gates.groups[name]))
+            now = replace(evidence[name], **weights)
             born = scaled(chosen.make(now, count, self._draws), columns=scale)
             return self._editor.bear(name, born, mode, now) if bool(born.present.any()) else None
 

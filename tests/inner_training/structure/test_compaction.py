@@ -34,8 +34,9 @@ def test_outputs_stay_and_training_goes_on_as_if_gated(name: str) -> None:
     twin_optimizer = OPTIMIZERS["adamw-amsgrad"](twin.parameters())
     twin_optimizer.load_state_dict(copy.deepcopy(chosen.state_dict()))
     gates = structure._gates
+    held = {key: gates.held(key).clone() for key, _ in twin.named_parameters()}
     for key, one in twin.named_parameters():  # deep copies have no hooks
-        one.register_hook(lambda slope, held=gates.held(key).clone(): slope.masked_fill(held, 0))
+        one.register_hook(lambda slope, key=key: slope.masked_fill(held[key], 0))
     size = sum(one.numel() for one in model.parameters())
     assert structure.compact() is model
     assert sum(one.numel() for one in model.parameters()) < size or name == "encoder"
@@ -104,7 +105,7 @@ def test_stock_attention_keeps_its_heads_as_gates() -> None:
 
 
 def test_averages_are_cut_too() -> None:
-    model, chosen, example, structure = pruned("residual")
+    model, _, example, structure = pruned("residual")
     average = torch.optim.swa_utils.AveragedModel(model)
     structure.compact(copies=[average])
     assert torch.equal(average(example), model(example))

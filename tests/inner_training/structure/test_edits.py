@@ -45,7 +45,7 @@ def trained(name: str, optimizer: str = "adamw-amsgrad") -> tuple[nn.Module, tor
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_undo_is_exact_under_every_optimizer(optimizer: str) -> None:
-    model, chosen, example, structure = trained("residual", optimizer)
+    model, chosen, _, structure = trained("residual", optimizer)
     pictures, edits = [picture(model, chosen)], [structure.prune(0.5, "magnitude")]
     pictures.append(picture(model, chosen))
     edits.append(structure.grow(0.3, "pairing", newborn_state="transplant"))
@@ -144,7 +144,7 @@ def test_survivors_keep_values_and_state(mode: str) -> None:
         for key, mask in gates.entries(gates.groups[name], units).items():
             touched[key] = touched.get(key, torch.zeros_like(mask)) | mask
     for key in before:
-        kind, _, name = key.partition(".")
+        name = key.partition(".")[2]
         if isinstance(before[key], Tensor) and before[key].shape == gates.tensor(name).shape and name in touched:
             assert torch.equal(before[key][~touched[name]], after[key][~touched[name]]), key
         elif isinstance(before[key], Tensor):
@@ -152,7 +152,7 @@ def test_survivors_keep_values_and_state(mode: str) -> None:
 
 
 def test_newborns_get_the_state_of_their_donor() -> None:
-    model, chosen, example, structure = trained("perceptron")
+    model, chosen, _, structure = trained("perceptron")
     structure.prune(0.5, "magnitude", "layer", groups=["0"])
     edit = structure.grow(0.25, "net2wider", groups=["0"], newborn_state="transplant")
     weight, units = model[0].weight, edit.units["0"]  # type: ignore[index]
@@ -208,7 +208,7 @@ def test_fresh_steps_are_refused_where_they_are_not_known() -> None:
 
 
 def test_woken_units_come_back_with_what_was_parked() -> None:
-    model, chosen, example, structure = trained("perceptron")
+    model, _, example, structure = trained("perceptron")
     before = model[2].weight.detach().clone()  # type: ignore[index]
     structure.prune(0.4, "magnitude", "layer")
     structure.grow(1.0, "activation-frequency", [example], mean_square)

@@ -141,8 +141,8 @@ def test_some_random_sequences(index: int) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("part", range(20))
+@pytest.mark.parametrize("part", range(100))
 def test_a_thousand_random_sequences(part: int) -> None:
-    for index in range(part * 50, (part + 1) * 50):
+    for index in range(part * 10, (part + 1) * 10):
         name, optimizer = COMBINATIONS[index % len(COMBINATIONS)]
         Sequence(name, optimizer, 1000 + index).run(10)

@@ -70,7 +70,7 @@ def test_gated_units_stay_zero_in_every_module(name: str) -> None:
 @pytest.mark.parametrize("name", ZOO)
 def test_a_gated_unit_gives_nothing(name: str) -> None:
     """What was in an inactive unit before does not matter to the outputs."""
-    model, chosen, example, structure = gated(name, "sgd")
+    model, _, example, structure = gated(name, "sgd")
     model.eval()
     outputs = model(example)
     gates = structure._gates
