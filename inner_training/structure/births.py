@@ -77,22 +77,23 @@ def put_newborns(gates: Gates, group: Group, units: Tensor, born: Newborns) -> N
         if group.bias is not None:
             pieces.append((group.bias, born.bias[born.present][:, None]))
         for member, values in pieces:
-            _put(gates, member, units, values)
+            put(gates, member, units, values)
         _begin_others(gates, group, units, None if born.donors is None else born.donors[born.present])
     donors = _changed(born.donor_columns, 1.0)
     for member in columns if len(donors) else ():
         assert born.donor_columns is not None
         entries = member.of(gates.virtual(member.parameter))
         shares = born.donor_columns.to(entries.device, entries.dtype)
-        _put(gates, member, donors, (entries * shares[:, None])[donors.to(entries.device)])
+        put(gates, member, donors, (entries * shares[:, None])[donors.to(entries.device)])
     donors = _changed(born.donor_rows, 0.0)
     if len(donors) and born.donor_rows is not None:
         for member, values in split(group.incoming, shapes, born.donor_rows[donors.to(born.donor_rows.device)]):
             entries = member.of(gates.virtual(member.parameter))[donors.to(values.device)]
-            _put(gates, member, donors, entries + values.to(entries.device))
+            put(gates, member, donors, entries + values.to(entries.device))
 
 
-def _put(gates: Gates, member: Member, units: Tensor, values: Tensor) -> None:
+def put(gates: Gates, member: Member, units: Tensor, values: Tensor) -> None:
+    """Writes entries of units, as ``Member.of`` lays them out; what is held goes to the park."""
     target = gates.virtual(member.parameter).clone()
     member.put(target, units, values)
     gates.write(member.parameter, member.mask(target.shape, units), target)
@@ -112,7 +113,7 @@ def _begin_others(gates: Gates, group: Group, units: Tensor, donors: Tensor | No
         if donors is not None:
             copied = entries[donors.clamp(min=0).to(entries.device)]
             values = torch.where((donors >= 0).to(entries.device)[:, None], copied, values)
-        _put(gates, member, units, values)
+        put(gates, member, units, values)
 
 
 @torch.no_grad()

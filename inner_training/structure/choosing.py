@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from trimtab.errors import UserError, out_of_range, unknown
+from trimtab.inner_training.structure.evidence import Evidence
 from trimtab.inner_training.structure.groups import Group
 
 Scope = Literal["global", "layer"]
@@ -32,7 +33,7 @@ def named(groups: Mapping[str, Group], wanted: Iterable[str] | None) -> list[str
     Raises:
         UserError: one is unknown, or there is none.
     """
-    names = list(groups) if wanted is None else [wanted] if isinstance(wanted, str) else list(wanted)
+    names = list(groups) if wanted is None else list(wanted)
     for name in names:
         if name not in groups:
             raise unknown("group", name, groups)
@@ -114,6 +115,13 @@ def room(active: Mapping[str, Tensor], names: Iterable[str], share: float) -> di
     if not any(counts.values()):
         raise UserError(f"a share of {share:g} amounts to no unit in {', '.join(free)}; give a larger one")
     return {name: count for name, count in counts.items() if count}
+
+
+def marked(units: Tensor, evidence: Evidence) -> Tensor:
+    """Bool (units,): those of the numbers, beside what is known of all."""
+    mask = torch.zeros(evidence.shape, dtype=torch.bool, device=evidence.device)
+    mask[units.to(evidence.device)] = True
+    return mask
 
 
 def numbers(units: object, group: Group) -> Tensor:

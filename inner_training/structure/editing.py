@@ -11,12 +11,13 @@ from torch import Tensor, nn
 
 from trimtab.errors import MismatchError, UserError, unknown
 from trimtab.inner_training.structure import compaction, state
-from trimtab.inner_training.structure.births import OwnSteps, begin_state, put_newborns, slots_for, touched_by
+from trimtab.inner_training.structure.births import OwnSteps, begin_state, put, put_newborns, slots_for, touched_by
 from trimtab.inner_training.structure.choosing import numbers
 from trimtab.inner_training.structure.edit import Edit, Record, put_back, take_record
 from trimtab.inner_training.structure.evidence import Evidence
 from trimtab.inner_training.structure.gating import Gates
 from trimtab.inner_training.structure.gradient_growth import matched_donors
+from trimtab.inner_training.structure.groups import split
 from trimtab.inner_training.structure.newborn_state import NewbornState
 from trimtab.inner_training.structure.newborns import Newborns
 from trimtab.inner_training.structure.resets import compensate, compensated, fresh_units
@@ -76,8 +77,12 @@ class Editor:
                 found[name] = chosen
         return found
 
-    def remove(self, units: Mapping[str, Tensor]) -> Edit:
-        """Takes units, by their numbers, out.
+    def remove(self, units: Mapping[str, Tensor], columns: Mapping[str, Tensor] | None = None) -> Edit:
+        """Takes units out.
+
+        Args:
+            units: numbers by group.
+            columns: (units, O) by group, what the columns of the units that stay become; None for what they are.
 
         Raises:
             UserError: fewer than a group's minimum would stay, or the optimizer's state is unknown.
@@ -87,8 +92,21 @@ class Editor:
             if int(held.active[name].sum()) - len(gone) < held.groups[name].minimum:
                 raise UserError(f"{name} has to keep {held.groups[name].minimum} active units; remove fewer")
         touched = self._merged(held.entries(held.groups[name], gone) for name, gone in units.items())
+        shapes = {name: held.tensor(name).shape for name in touched}
+        repaired = []
+        for name, values in (columns or {}).items():
+            stay = held.active[name].clone()
+            stay[units[name]] = False
+            staying = stay.nonzero()[:, 0]
+            for member, entries in split(
+                held.groups[name].of_role("column"), shapes, values[staying.to(values.device)]
+            ):
+                touched[member.parameter] |= member.mask(shapes[member.parameter], staying)
+                repaired.append((member, staying, entries))
 
         def change() -> None:
+            for member, staying, entries in repaired:
+                put(held, member, staying, entries)
             for name, gone in units.items():
                 held.active[name][gone] = False
             held.refresh(touched)

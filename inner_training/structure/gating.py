@@ -137,6 +137,8 @@ class Gates:
         for name in names:
             tensor = self.tensor(name)
             newly, again = self.set_held(name)
+            if name in self.parked:  # the module may have been moved or cast since
+                self.parked[name] = self.parked[name].to(tensor)
             if newly.any():
                 parked = self.parked.setdefault(name, torch.zeros_like(tensor.detach()))
                 parked[newly] = tensor.detach()[newly]

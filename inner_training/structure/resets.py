@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from trimtab.errors import UserError
 from trimtab.inner_training.structure.brain_surgeon import lost_mean
+from trimtab.inner_training.structure.choosing import marked
 from trimtab.inner_training.structure.evidence import Evidence
 from trimtab.inner_training.structure.gating import Gates
 from trimtab.inner_training.structure.groups import Group, joined, split
@@ -50,10 +51,8 @@ def compensated(gates: Gates, leaving: Mapping[str, tuple[Group, Tensor, Evidenc
     """
     biases: dict[str, Tensor] = {}
     for group, units, evidence in leaving.values():
-        removed = torch.zeros(group.units, dtype=torch.bool, device=evidence.device)
-        removed[units.to(evidence.device)] = True
         shapes = {member.parameter: gates.tensor(member.parameter).shape for member in group.members}
-        for member, lost in split(group.of_role("column"), shapes, lost_mean(evidence, removed)[None]):
+        for member, lost in split(group.of_role("column"), shapes, lost_mean(evidence, marked(units, evidence))[None]):
             owner = gates.model.get_submodule(member.owner)
             name = f"{member.owner}.bias" if member.owner else "bias"
             if getattr(owner, "groups", 1) != 1 or not isinstance(getattr(owner, "bias", None), nn.Parameter):

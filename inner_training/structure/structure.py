@@ -10,14 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from trimtab.errors import MismatchError, UserError
-from trimtab.inner_training.structure import compaction, state
+from trimtab.errors import UserError
+from trimtab.inner_training.structure import brain_surgeon, compaction
 from trimtab.inner_training.structure.births import check_newborn_state
-from trimtab.inner_training.structure.choosing import check_share, least, named, room
+from trimtab.inner_training.structure.choosing import check_share, least, marked, named, room
 from trimtab.inner_training.structure.collect import Request, gather, weights_of
 from trimtab.inner_training.structure.criteria import resolve_criterion
 from trimtab.inner_training.structure.diagnostics import Diagnosis, diagnose
-from trimtab.inner_training.structure.discovery import check_module, discover
 from trimtab.inner_training.structure.edit import Edit
 from trimtab.inner_training.structure.editing import Editor
 from trimtab.inner_training.structure.evidence import Evidence
@@ -26,49 +25,7 @@ from trimtab.inner_training.structure.growth import resolve_growth
 from trimtab.inner_training.structure.newborn_state import resolve_newborn_state
 from trimtab.inner_training.structure.newborns import scaled
 from trimtab.inner_training.structure.normalisations import resolve_normalisation
-from trimtab.inner_training.structure.running import unwrapped
 from trimtab.inner_training.structure.second_order import Loss
-
-
-def gates(model: nn.Module, optimizer: torch.optim.Optimizer, example_input: Any) -> Structure:
-    """Finds the units of a model and puts gates on them, for structural edits while it trains.
-
-    Args:
-        model: any module of linear layers, convolutions, norms, embeddings and attention; compiled modules and those in
-            ``DistributedDataParallel`` can be edited, but not compacted.
-        optimizer: of the model's parameters, before or after its first steps. Each entry of its state belongs to one
-            weight, as in SGD, Adam, RMSprop, Lion or Muon.
-        example_input: what the model is called with: a tensor, a tuple of arguments, or a dict of keyword arguments. It is
-            kept, for checks when the model is compacted.
-
-    Returns:
-        The structure. The model is as it was, and not wrapped.
-
-    Raises:
-        MissingExtraError: Torch-Pruning is not installed.
-        UserError: the model does not run on the example, or is scripted or sharded; the optimizer's state is unknown.
-
-    >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
-    >>> structure = gates(model, torch.optim.SGD(model.parameters(), lr=0.1), torch.zeros(1, 4))
-    >>> structure.groups
-    {'0': 8}
-    >>> edit = structure.prune(0.25, criterion="magnitude")
-    >>> int(structure.active["0"].sum())
-    6
-    >>> edit.undo()
-    >>> int(structure.active["0"].sum())
-    8
-    """
-    if not isinstance(optimizer, torch.optim.Optimizer):
-        raise UserError(f"the optimizer is a {type(optimizer).__name__}; it must be a torch.optim.Optimizer")
-    inner = check_module(unwrapped(check_module(model)))
-    trained = {id(one) for one in state.owned(optimizer)}
-    if not any(id(one) in trained for one in inner.parameters()):
-        raise MismatchError("no parameter of the model is in the optimizer; make the optimizer from model.parameters()")
-    state.check_kind(optimizer)
-    state.check_state(optimizer, {name: one for name, one in inner.named_parameters() if id(one) in trained})
-    groups, refused = discover(inner, example_input)
-    return Structure(model, Gates(inner, optimizer, groups), example_input, refused)
 
 
 class Structure:
@@ -130,7 +87,7 @@ class Structure:
             UserError: an unknown name; a criterion that needs batches and a loss gets none, or cannot be had of a group.
         """
         chosen, scale = resolve_criterion(criterion), resolve_normalisation(normalisation)
-        names = named(self._gates.groups, groups)
+        names = self._named(groups)
         evidence = self._evidence(chosen.needs | scale.needs, names, batches, loss_fn, f"criterion {criterion!r}")
         return {name: scale.apply(chosen.score(one, self._draws), one) for name, one in evidence.items()}
 
@@ -144,6 +101,7 @@ class Structure:
         *,
         groups: Iterable[str] | None = None,
         normalisation: str = "none",
+        repair: bool = False,
     ) -> Edit:
         """Takes the active units of the lowest scores out.
 
@@ -151,13 +109,22 @@ class Structure:
             share: of the units that are active now, in (0, 1].
             criterion, batches, loss_fn, groups, normalisation: see ``score``.
             scope: ``global`` compares the scores of all groups, ``layer`` takes the share of each group.
+            repair: whether the units that stay make up, by least squares, for what went out of what reads them (see
+                ``brain_surgeon.repair``); this needs batches and a loss.
 
         Raises:
             UserError: see ``score``; fewer units than a group's minimum would stay. Nothing is changed then.
         """
         share = check_share(share)
+        batches = None if batches is None else list(batches)
         scores = self.score(criterion, batches, loss_fn, groups=groups, normalisation=normalisation)
-        return self._editor.remove(least(scores, self._gates.active, self._gates.groups, share, scope))
+        units = least(scores, self._gates.active, self._gates.groups, share, scope)
+        columns: dict[str, Tensor] = {}
+        if repair:
+            needs = frozenset(("weights_out", "output_cov"))
+            for name, evidence in self._evidence(needs, list(units), batches, loss_fn, "repair").items():
+                columns[name] = brain_surgeon.repair(evidence, marked(units[name], evidence))
+        return self._editor.remove(units, columns)
 
     def grow(
         self,
@@ -183,7 +150,7 @@ class Structure:
         Raises:
             UserError: all units are active, the method finds none to make, or see ``score``. Nothing is changed then.
         """
-        counts = room(self._gates.active, named(self._gates.groups, groups), check_share(share))
+        counts = room(self._gates.active, self._named(groups), check_share(share))
         chosen, mode = resolve_growth(method), resolve_newborn_state(newborn_state)
         check_newborn_state(mode, self._gates.optimizer)
         evidence = self._evidence(chosen.needs, list(counts), batches, loss_fn, f"growth method {method!r}")
@@ -310,6 +277,13 @@ class Structure:
     def __repr__(self) -> str:
         counts = (f"{name}: {int(mask.sum())} of {len(mask)}" for name, mask in self._gates.active.items())
         return f"Structure({', '.join(counts)})"
+
+    def _named(self, groups: Iterable[str] | None) -> list[str]:
+        wanted = [groups] if isinstance(groups, str) else None if groups is None else list(groups)
+        for name in wanted or ():
+            if name not in self._gates.groups and name in self.refused:
+                raise UserError(f"units of {name} are not offered: {self.refused[name]}; choose other groups")
+        return named(self._gates.groups, wanted)
 
     def _evidence(
         self, needs: frozenset[str], names: Sequence[str], batches: Iterable[Any] | None, loss_fn: Loss | None, why: str

@@ -216,6 +216,15 @@ def test_woken_units_come_back_with_what_was_parked() -> None:
     assert all(bool(mask.all()) for mask in structure.active.values())
 
 
+def test_undone_growth_leaves_what_was_parked() -> None:
+    model, _, _, structure = trained("perceptron")
+    before = [one.detach().clone() for one in model.parameters()]
+    structure.prune(0.4, "magnitude", "layer")
+    structure.grow(0.3, "random").undo()
+    structure.grow(1.0, "random-parked")
+    assert all(torch.equal(one, old) for one, old in zip(model.parameters(), before, strict=True))
+
+
 def test_resets_begin_anew_and_compensate() -> None:
     model, chosen, example, structure = trained("perceptron")
     with torch.no_grad():
@@ -258,6 +267,23 @@ def test_scopes_and_shares() -> None:
     assert {name: len(units) for name, units in edit.units.items()} == {"0": 2, "2": 2}
 
 
+@pytest.mark.parametrize("name", ["perceptron", "convolutional", "encoder"])
+def test_repair_makes_up_for_what_goes(name: str) -> None:
+    model, chosen, example, structure = trained(name)
+    group = list(structure.groups)[-1]
+    model.eval()
+    with torch.no_grad():
+        expected, before, changes = model(example), picture(model, chosen), []
+        for repair in (False, True):
+            options = {"repair": repair, "groups": [group], "batches": [example], "loss_fn": mean_square}
+            edit = structure.prune(0.4, "obs", "layer", **options)  # type: ignore[arg-type]
+            changes.append(float((model(example) - expected).square().sum()))
+            edit.undo()
+            model.eval()
+            assert differing(before, picture(model, chosen)) == []
+    assert changes[1] < 0.7 * changes[0]
+
+
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
@@ -271,6 +297,8 @@ def test_scopes_and_shares() -> None:
         (lambda s: s.prune(0.5), UserError, "criterion 'agf' reads agf; give batches and loss_fn"),
         (lambda s: s.prune(0.5, "agf", batches=[], loss_fn=mean_square), UserError, "give at least one"),
         (lambda s: s.prune(0.5, "magnitude", groups=["1"]), UnknownNameError, "unknown group '1'"),
+        (lambda s: s.prune(0.5, "magnitude", groups=["4"]), UserError, "units of 4 are not offered: nothing but"),
+        (lambda s: s.prune(0.5, "magnitude", repair=True), UserError, "repair reads output_cov"),
         (lambda s: s.grow(0.5), UserError, "all units of 0, 2 are active"),
         (lambda s: s.grow(0.5, "pairng"), UserError, "active"),
         (lambda s: s.reset({"0": [9]}), UserError, "numbered from 0 to 7"),

@@ -20,7 +20,8 @@ from trimtab.inner_training.structure.structure import Structure
 METHODS = ("pairing", "random", "zero-out", "net2wider", "random-parked")
 STATES = ("zero", "transplant")
 KINDS = ("prune", "grow", "reset", "undo", "undo", "train")
-COMBINATIONS = list(itertools.product(ZOO, OPTIMIZERS))
+# Muon is for matrices, of which there are none among transposed convolutions.
+COMBINATIONS = [pair for pair in itertools.product(ZOO, OPTIMIZERS) if pair != ("transposed", "muon")]
 
 
 class Sequence:

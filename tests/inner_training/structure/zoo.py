@@ -171,8 +171,8 @@ class Lion(torch.optim.Optimizer):
                 momentum.lerp_(one.grad, 1 - second)
 
 
-class MuonAndAdam(torch.optim.Muon):
-    """Muon, for the matrices of a model alone."""
+class MuonOfMatrices(torch.optim.Muon):
+    """Muon on the matrices of a model; the rest is not trained."""
 
     def __init__(self, parameters: Any, lr: float) -> None:
         super().__init__([one for one in parameters if one.ndim == 2], lr=lr)
@@ -188,7 +188,7 @@ OPTIMIZERS: dict[str, Callable[[Any], torch.optim.Optimizer]] = {
     "adagrad": lambda p: torch.optim.Adagrad(p, lr=0.01, initial_accumulator_value=0.1),
     "rprop": lambda p: torch.optim.Rprop(p, lr=0.001),
     "lion": lambda p: Lion(p, lr=0.001),
-    "muon": lambda p: MuonAndAdam(p, lr=0.01),
+    "muon": lambda p: MuonOfMatrices(p, lr=0.01),
 }
 
 
