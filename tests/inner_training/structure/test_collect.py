@@ -55,6 +55,43 @@ def test_utilities_agree_with_gradients_of_weights(name: str) -> None:
         assert (evidence.read("taylor") >= evidence.read("signed").abs() - 1e-7).all()
 
 
+def test_weights_leave_out_inactive_units_of_other_groups() -> None:
+    model, _, example, structure = ready("perceptron", prune=0)
+    before = model[2].weight.detach().clone()  # type: ignore[index]
+    structure.prune(0.4, "random", "layer")
+    evidence = evidence_of(structure, "weights_in", [example])["2"]
+    idle = ~structure.active["0"]
+    assert not evidence.read("weights_in")[:, idle].any()
+    assert torch.equal(
+        evidence.read("weights_in")[:, ~idle], before[:, ~idle]
+    )  # also of the group's own inactive units
+    assert not bool(structure.active["2"].all())
+
+
+class Counting(nn.Module):
+    """A module that counts its calls in a buffer, in any mode."""
+
+    calls: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(4, 6), nn.Linear(6, 2)
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        return self.b(torch.relu(self.a(x)))
+
+
+def test_buffers_are_put_back() -> None:
+    model, example = Counting(), torch.randn(3, 4)
+    structure = trimtab.gates(model, OPTIMIZERS["sgd"](model.parameters()), example)
+    structure.score("agf", [example], mean_square)
+    structure.prune(0.5, "obd", batches=[example], loss_fn=mean_square)
+    structure.compact()
+    assert model.calls == 0
+
+
 @pytest.mark.parametrize("name", ["perceptron", "residual", "encoder", "own-vision"])
 def test_inactive_units_are_seen_as_if_opened_by_a_crack(name: str) -> None:
     """The utility of an inactive unit is the derivative of the loss by its gate, at zero."""

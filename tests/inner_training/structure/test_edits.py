@@ -199,6 +199,35 @@ def test_fresh_steps_are_those_of_a_newborns_own_adam(amsgrad: bool) -> None:
             assert not torch.allclose(one[mask], stock[mask], atol=1e-4)
 
 
+@pytest.mark.parametrize("first", [False, True])
+def test_fresh_steps_follow_a_controller_of_the_learning_rate(first: bool) -> None:
+    """The learning rate that counts is the one in force during the step, whoever puts another one back after it."""
+    model, example = make("perceptron")
+    chosen = torch.optim.Adam(model.parameters(), lr=0.01)
+
+    def scale(factor: float) -> Any:
+        return lambda *_: chosen.param_groups[0].update(lr=chosen.param_groups[0]["lr"] * factor)
+
+    def attach() -> None:
+        chosen.register_step_pre_hook(scale(0.5))
+        chosen.register_step_post_hook(scale(2.0))
+
+    if first:
+        attach()
+    structure = trimtab.gates(model, chosen, example)
+    if not first:
+        attach()
+    structure.prune(0.5, "magnitude", "layer")
+    train(model, chosen, example, 10)
+    edit = structure.grow(0.25, "random", groups=["0"], newborn_state="fresh-step")
+    weight = model[0].weight  # type: ignore[index]
+    before = weight.detach()[edit.units["0"]].clone()
+    train(model, chosen, example, 1)
+    steps = (weight.detach()[edit.units["0"]] - before).abs()
+    assert torch.allclose(steps[steps > 1e-4], torch.tensor(0.005), rtol=1e-2)  # Adam's first step is its learning rate
+    assert (steps > 1e-4).any()
+
+
 def test_fresh_steps_are_refused_where_they_are_not_known() -> None:
     model, example = make("perceptron")
     structure = trimtab.gates(model, torch.optim.NAdam(model.parameters()), example)
