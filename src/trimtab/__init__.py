@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from trimtab.envs.sb3_vec_env import make_vec
     from trimtab.inner_training.levers import register_lever
     from trimtab.inner_training.signals import register_signal
+    from trimtab.inner_training.structure.entry import gates
+    from trimtab.inner_training.structure.structure import Structure
     from trimtab.inner_training.tasks import register_task
     from trimtab.policies.attach import attach
     from trimtab.policies.bundle import save_policy
@@ -29,8 +31,10 @@ if TYPE_CHECKING:
 _HOMES = {
     "Controller": "trimtab.policies.controller",
     "Evaluation": "trimtab.agents.evaluation",
+    "Structure": "trimtab.inner_training.structure.structure",
     "attach": "trimtab.policies.attach",
     "evaluate": "trimtab.agents.evaluate",
+    "gates": "trimtab.inner_training.structure.entry",
     "load_policy": "trimtab.policies.registry",
     "make_vec": "trimtab.envs.sb3_vec_env",
     "register_lever": "trimtab.inner_training.levers",
@@ -45,9 +49,11 @@ _HOMES = {
 __all__ = [
     "Controller",
     "Evaluation",
+    "Structure",
     "__version__",
     "attach",
     "evaluate",
+    "gates",
     "load_policy",
     "make_vec",
     "register_lever",

@@ -1,0 +1,56 @@
+"""The entry to structural edits of a user's own model."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from trimtab.errors import MismatchError, UserError
+from trimtab.inner_training.structure import state
+from trimtab.inner_training.structure.discovery import check_module, discover
+from trimtab.inner_training.structure.gating import Gates
+from trimtab.inner_training.structure.running import unwrapped
+from trimtab.inner_training.structure.structure import Structure
+
+
+def gates(model: nn.Module, optimizer: torch.optim.Optimizer, example_input: Any) -> Structure:
+    """Finds the units of a model and puts gates on them, for structural edits while it trains.
+
+    Args:
+        model: any module of linear layers, convolutions, norms, embeddings and attention; compiled modules and those in
+            ``DistributedDataParallel`` can be edited, but not compacted.
+        optimizer: of the model's parameters, before or after its first steps. Each entry of its state belongs to one
+            weight, as in SGD, Adam, RMSprop, Lion or Muon.
+        example_input: what the model is called with: a tensor, a tuple of arguments, or a dict of keyword arguments. It is
+            kept, for checks when the model is compacted.
+
+    Returns:
+        The structure. The model is as it was, and not wrapped.
+
+    Raises:
+        MissingExtraError: Torch-Pruning is not installed.
+        UserError: the model does not run on the example, or is scripted or sharded; the optimizer's state is unknown.
+
+    >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+    >>> structure = gates(model, torch.optim.SGD(model.parameters(), lr=0.1), torch.zeros(1, 4))
+    >>> structure.groups
+    {'0': 8}
+    >>> edit = structure.prune(0.25, criterion="magnitude")
+    >>> int(structure.active["0"].sum())
+    6
+    >>> edit.undo()
+    >>> int(structure.active["0"].sum())
+    8
+    """
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        raise UserError(f"the optimizer is a {type(optimizer).__name__}; it must be a torch.optim.Optimizer")
+    inner = check_module(unwrapped(check_module(model)))
+    trained = {id(one) for one in state.owned(optimizer)}
+    if not any(id(one) in trained for one in inner.parameters()):
+        raise MismatchError("no parameter of the model is in the optimizer; make the optimizer from model.parameters()")
+    state.check_kind(optimizer)
+    state.check_state(optimizer, {name: one for name, one in inner.named_parameters() if id(one) in trained})
+    groups, refused = discover(inner, example_input)
+    return Structure(model, Gates(inner, optimizer, groups), example_input, refused)

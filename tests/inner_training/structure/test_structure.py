@@ -1,0 +1,117 @@
+"""The public face: saved states, ages, diagnostics."""
+
+from __future__ import annotations
+
+import copy
+import io
+import math
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import trimtab
+from tests.inner_training.structure.test_edits import picture
+from tests.inner_training.structure.test_gating import assert_held
+from tests.inner_training.structure.zoo import OPTIMIZERS, make, mean_square, train
+from trimtab.errors import MismatchError, UserError
+from trimtab.inner_training.structure.diagnostics import effective_rank
+
+
+def test_a_saved_structure_goes_on_bit_for_bit() -> None:
+    """Model, optimizer and structure restored elsewhere train on as the first ones do, newborns with their own steps too."""
+    model, example = make("residual")
+    chosen = OPTIMIZERS["adamw-amsgrad"](model.parameters())
+    structure = trimtab.gates(model, chosen, example)
+    structure.prune(0.5, "magnitude", "layer")
+    train(model, chosen, example, 3)
+    structure.grow(0.25, "random", newborn_state="fresh-step")
+    train(model, chosen, example, 2)
+    structure.mask({"head.weight": torch.rand(model.head.weight.shape) > 0.2})
+    file = io.BytesIO()
+    torch.save([model.state_dict(), chosen.state_dict(), structure.state_dict()], file)
+    file.seek(0)
+    saved = torch.load(file, weights_only=True)
+
+    other, _ = make("residual", seed=1)
+    other_optimizer = OPTIMIZERS["adamw-amsgrad"](other.parameters())
+    resumed = trimtab.gates(other, other_optimizer, example)
+    old = resumed.prune(0.1, "magnitude")
+    other.load_state_dict(saved[0])
+    other_optimizer.load_state_dict(saved[1])
+    resumed.load_state_dict(saved[2])
+    with pytest.raises(UserError, match="compacted or loaded"):
+        old.undo()
+    for one, optimizer, each in ((model, chosen, structure), (other, other_optimizer, resumed)):
+        train(one, optimizer, example, 3)
+        each.grow(0.25, "pairing")
+        train(one, optimizer, example, 2)
+    first, second = picture(model, chosen), picture(other, other_optimizer)
+    for key, value in first.items():
+        assert torch.equal(value, second[key]) if isinstance(value, Tensor) else value == second[key], key
+    assert {name: steps.tolist() for name, steps in structure.ages.items()} == {
+        name: steps.tolist() for name, steps in resumed.ages.items()
+    }
+    assert_held(resumed, other_optimizer)
+
+
+def test_a_state_of_another_structure_is_refused() -> None:
+    structures = []
+    for name in ("residual", "perceptron"):
+        model, example = make(name)
+        structures.append(trimtab.gates(model, OPTIMIZERS["sgd"](model.parameters()), example))
+    with pytest.raises(MismatchError, match="the state is of a structure with the groups"):
+        structures[0].load_state_dict(structures[1].state_dict())
+    with pytest.raises(MismatchError, match="version 7"):
+        structures[0].load_state_dict({**structures[0].state_dict(), "version": 7})
+
+
+def test_ages_count_steps_since_birth() -> None:
+    model, example = make("perceptron")
+    chosen = OPTIMIZERS["adam"](model.parameters())
+    structure = trimtab.gates(model, chosen, example)
+    train(model, chosen, example, 2)
+    structure.prune(0.5, "magnitude", "layer")
+    train(model, chosen, example, 3)
+    edit = structure.grow(0.125, "random", groups=["0"])
+    train(model, chosen, example, 4)
+    ages = structure.ages["0"]
+    assert ages[edit.units["0"]].tolist() == [4]
+    assert sorted(ages.tolist()) == [-1] * 3 + [4] + [9] * 4
+
+
+def test_parity_and_dormancy_of_newborns() -> None:
+    model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
+    example = torch.randn(64, 4, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        model[0].bias[0] = -100.0
+    structure = trimtab.gates(model, OPTIMIZERS["sgd"](model.parameters()), example)
+    first = structure.diagnostics(example, mean_square)["0"]
+    assert first.dormant == 1 / 8 and math.isnan(first.gradient_parity)
+    structure.prune(0.25, "magnitude")
+    edit = structure.grow(0.25, "zero-out")
+    second = structure.diagnostics(example, mean_square)["0"]
+    assert second.gradient_parity == 0.0 and second.activation_parity > 0.1  # forward-active, backward-starved
+    assert second.ages.tolist() == [0] * 8
+    alive = torch.ones(8, dtype=torch.bool)
+    alive[edit.units["0"]] = False
+    h = torch.relu(model[0](example)).detach()
+    shares = [(h[:, mask] > 0.05).float().mean() for mask in (~alive, alive)]
+    assert second.activation_parity == pytest.approx(float(shares[0] / shares[1]), rel=1e-5)
+    values = torch.linalg.svdvals(h)
+    values = values[values > 0] / values.sum()
+    assert second.effective_rank == pytest.approx(math.exp(-float((values * values.log()).sum())), rel=1e-3)
+
+
+def test_effective_rank_of_one_direction() -> None:
+    assert effective_rank(torch.ones(4, 4)) == pytest.approx(1.0, abs=1e-5)
+
+
+def test_a_copy_of_the_model_is_not_gated() -> None:
+    model, example = make("perceptron")
+    structure = trimtab.gates(model, OPTIMIZERS["sgd"](model.parameters()), example)
+    structure.prune(0.5, "magnitude")
+    twin = copy.deepcopy(model)
+    mean_square(twin, example).backward()
+    assert not any(one._backward_hooks for one in twin.parameters())
+    assert repr(structure).startswith("Structure(0: ")
