@@ -79,7 +79,10 @@ class Divergence:
         cap: (N,) the most that ``caution`` may return to.
         calm: (N,) int64, calm intervals since the start or the last rollback.
         first, usual: (N,) loss of the first step, and a long-term average of the intervals' means.
+        size: (N,) long-term average of the intervals' mean absolute losses.
+        signed: (N,) bool, the loss has been negative, so that it may lie near 0 by chance.
         exploded: (N,) bool, rolled back for a finite explosion at the last decision.
+        unsound: (N,) bool, the last rollback was for what is not finite, which no data explain.
         backed_off: (N,) bool, the rate has been lowered before.
         blamed: (N,) bool, the last rollback lowered it.
         spared: (N,) int64, rollbacks in a row that did not, because they came out of the blue.
@@ -95,7 +98,10 @@ class Divergence:
         "calm",
         "first",
         "usual",
+        "size",
+        "signed",
         "exploded",
+        "unsound",
         "backed_off",
         "blamed",
         "spared",
@@ -108,14 +114,26 @@ class Divergence:
         self.rollbacks, self.calm = np.zeros(num_runs, dtype=np.int64), np.zeros(num_runs, dtype=np.int64)
         self.spared, self.spent = np.zeros(num_runs, dtype=np.int64), np.zeros(num_runs, dtype=np.int64)
         self.lost, self.exploded, self.backed_off, self.blamed = (np.zeros(num_runs, dtype=bool) for _ in range(4))
+        self.unsound, self.signed = (np.zeros(num_runs, dtype=bool) for _ in range(2))
         self.setbacks = Setbacks(config.setback if config.rollback else None, config.patience, num_runs)
-        self.first, self.usual, self.mean = (np.full(num_runs, np.nan) for _ in range(3))
+        self.first, self.usual, self.size, self.mean = (np.full(num_runs, np.nan) for _ in range(4))
 
     def reset(self, mask: np.ndarray) -> None:
         """Starts the runs in ``mask`` (bool, (N,)) afresh."""
-        for name, value in (("caution", 1.0), ("cap", 1.0), ("first", np.nan), ("usual", np.nan)):
+        for name, value in (("caution", 1.0), ("cap", 1.0), ("first", np.nan), ("usual", np.nan), ("size", np.nan)):
             getattr(self, name)[mask] = value
-        for name in ("rollbacks", "calm", "lost", "exploded", "backed_off", "blamed", "spared", "spent"):
+        for name in (
+            "rollbacks",
+            "calm",
+            "lost",
+            "exploded",
+            "backed_off",
+            "blamed",
+            "spared",
+            "spent",
+            "unsound",
+            "signed",
+        ):
             getattr(self, name)[mask] = 0
 
     def judge(self, reading: Reading) -> Health:
@@ -130,13 +148,15 @@ class Divergence:
         finite &= np.isfinite(measured.update_norm).all(0) & np.isfinite(measured.weight_norm).all(0)
         mean = self.mean = np.where(finite[None], measured.losses, np.nan).mean(0)
         first = np.where(np.isnan(self.first), np.where(finite, measured.losses[0], np.nan), self.first)
-        limit = config.explosion * np.abs(np.fmax(first, self.usual))
+        signed = self.signed | (measured.losses < 0).any(0)
+        limit = config.explosion * self._height(first, measured.losses, signed)
         exploded = finite & (mean > limit)  # upwards only: a loss that may be negative falls without bound
         shifted = live & exploded & self.exploded & (measured.losses[0] > limit)
-        shifted |= finite & self.setbacks.blames_data(measured.losses, live)
+        shifted |= finite & ~self.unsound & self.setbacks.blames_data(measured.losses, live)
         diverged = live & (~finite | exploded) & ~shifted
         possible = config.rollback & (self.spent < config.rollback_budget)
-        spare = config.rollback & (self.spent < config.rollback_budget // 2)  # the rest is for what cannot go on
+        # Half of the budget is for what cannot go on.
+        spare = config.rollback & ~signed & (self.spent < config.rollback_budget // 2)
         sound = self.setbacks.confirms(measured.losses)
         setback = self.setbacks.judge(measured.losses, reading.val_loss, live, diverged, diverged & possible, spare)
         self._give_back(shifted)
@@ -144,6 +164,7 @@ class Divergence:
         calm = live & ~diverged & ~setback.rollback
         usual = np.where(np.isnan(self.usual), mean, USUAL * self.usual + (1 - USUAL) * mean)
         self.usual[calm] = np.where(shifted, np.fmax(mean, usual), usual)[calm]
+        self._measure(measured.losses, calm, signed)
         rollback = (diverged & possible) | setback.rollback
         high = np.where(np.isfinite(measured.losses), measured.losses, -np.inf).max(0) > limit
         sudden = diverged & ~finite & ~high
@@ -155,6 +176,7 @@ class Divergence:
         if config.renewal is not None:
             self.spent -= calm & (self.spent > 0) & (self.calm % config.renewal == 0)
         self.exploded = np.where(live, rollback & finite & diverged, self.exploded)
+        self.unsound = np.where(rollback, ~finite, self.unsound)
         # A loss that is high but finite may still come down: without a rollback only a non-finite run is lost.
         self.lost = self.lost | (diverged & ~rollback & ~finite)
         return Health(
@@ -166,6 +188,18 @@ class Divergence:
             resumed=setback.resumed,
             lost=self.lost.copy(),
         )
+
+    def _height(self, first: np.ndarray, losses: np.ndarray, signed: np.ndarray) -> np.ndarray:
+        """(N,) how large a loss is: of its first step or usually; of one that may lie near 0 by chance, its usual size."""
+        size = np.where(np.isnan(self.size), np.abs(losses[: max(len(losses) // 3, 1)]).mean(0), self.size)
+        height: np.ndarray = np.abs(np.fmax(first, self.usual))
+        return np.where(signed, np.fmax(height, size), height)
+
+    def _measure(self, losses: np.ndarray, calm: np.ndarray, signed: np.ndarray) -> None:
+        size = np.abs(losses).mean(0)
+        usual = np.where(np.isnan(self.size), size, USUAL * self.size + (1 - USUAL) * size)
+        self.size[calm] = usual[calm]
+        self.signed |= calm & signed
 
     def ask(self, rollback: np.ndarray) -> None:
         """Counts rollbacks (N,) that somebody else asked for; the rate is theirs to lower."""

@@ -151,7 +151,7 @@ class GuardConfig:
         explosion: a run has diverged when the mean loss of an interval exceeds this factor times the larger of
             its first loss and its long-term average (of its magnitude, where that is negative); > 1.
         setback: sudden rise of the ln loss, over an interval, at which the last stable snapshot is tried
-            (``setbacks.Setbacks``), > 0, of which 0.4 was studied; None is never.
+            (``setbacks.Setbacks``), > 0; None is never.
         patience: decisions for which the moment before a setback is kept, >= 1.
         curvature_share: holds the learning rate of SGD below this share, in (0, 1], of what the measured curvature
             allows (``envelope.curvature_ceiling``); None is no such ceiling.
@@ -182,7 +182,7 @@ class GuardConfig:
     backoff: float = 0.3
     recovery: float = 1.2
     explosion: float = 10.0
-    setback: float | None = None
+    setback: float | None = 0.4
     patience: int = 15
     curvature_share: float | None = None
     decay_power: float | None = None

@@ -62,7 +62,7 @@ class Moderation:
             smoothed = np.where(asked, mixed, 0.0)
             reasons |= np.where(smoothed != wanted, Reason.SMOOTHED, 0)
             wanted = smoothed
-        turning = wanted * self.last < 0
+        turning = np.sign(wanted) * np.sign(self.last) < 0  # a product of the two may be rounded to 0
         small = asked & (np.abs(wanted) < config.dead_band)
         timid = asked & ~small & turning & (np.abs(wanted) < config.dead_band + config.hysteresis)
         resting = asked & (self.resting > 0)
@@ -104,8 +104,9 @@ class Moderation:
     def _remember(self, moves: np.ndarray) -> None:
         moved = moves != 0
         # 1 where a move takes the whole of the one before it back.
-        back = np.minimum(np.abs(moves), np.abs(self.last)) / np.maximum(np.abs(self.last), 1e-12)
-        reversed_by = np.where(moved & (moves * self.last < 0), np.minimum(back, 1.0), 0.0)
+        before = np.abs(self.last)
+        back = np.divide(np.minimum(np.abs(moves), before), before, out=np.zeros_like(before), where=before > 0)
+        reversed_by = np.where(np.sign(moves) * np.sign(self.last) < 0, back, 0.0)
         self.wavering = MEMORY * self.wavering + (1 - MEMORY) * reversed_by
         self.last = np.where(moved, moves, self.last)
         self.resting = np.where(moved, self.config.rest + 1, self.resting) if self.config.rest else self.resting

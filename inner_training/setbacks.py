@@ -11,6 +11,7 @@ SPREAD = 0.9  # the same of its usual change from one decision to the next
 FIRST = 0.05  # of the usual change, until it is known
 WIDTHS = 4.0  # usual changes above the usual loss that are no chance
 AFTER = 3  # intervals before a level is known
+SHORTEST = 5  # steps; the losses of shorter intervals are too noisy to tell anything by
 DATA = 0.75  # share of such a height, above which the first losses of a moment that is tried are those of other data
 FALL = 0.5  # share of the way back to where it was that a loss falls at once when bad data are over
 LEFT = 0.25  # share of the rise that is left when a setback ends by itself, above which the moment before is better
@@ -118,6 +119,7 @@ class Setbacks:
     it has made a step, the data are bad or have become others: what was given up is taken up again, and the stable moment
     is kept, to be tried when the loss falls as suddenly as it rose, when the setback is nearly over, and now and then. After
     ``patience`` decisions the new height is what is usual. A run whose data became others is tried less readily next time.
+    Intervals of fewer than five steps are not watched.
 
     Args:
         rise: > 0; None watches nothing.
@@ -152,6 +154,8 @@ class Setbacks:
 
     def blames_data(self, losses: np.ndarray, live: np.ndarray) -> np.ndarray:
         """(N,) bool, runs whose restored moment did no better before it had made a step; ``losses`` as in ``judge``."""
+        if len(losses) < SHORTEST:
+            return np.zeros(len(live), dtype=bool)
         height = _first(losses) - self.train.before
         known = live & (self.phase == TRIED) & (self.train.seen >= AFTER)
         blamed: np.ndarray = known & (height > DATA * self.train.wide(self._rise))
@@ -161,7 +165,7 @@ class Setbacks:
         """(N,) bool, runs whose first losses since the newest snapshot are as usual, so that it is a stable moment."""
         height = _first(losses) - self.train.level
         known = (self.phase == CALM) & (self.train.seen >= AFTER) & np.isfinite(self._rise)
-        usual: np.ndarray = known & (height < self.train.wide(self._rise) / 2)
+        usual: np.ndarray = known & (height < self.train.wide(self._rise) / 2) & (len(losses) >= SHORTEST)
         return usual
 
     def judge(
@@ -183,6 +187,9 @@ class Setbacks:
             put_back: (N,) bool, those of them that are rolled back for it.
             possible: (N,) bool, runs that may be rolled back for a setback.
         """
+        if len(losses) < SHORTEST:
+            nothing = np.zeros(len(live), dtype=bool)
+            return Verdict(nothing, nothing, nothing, nothing, nothing)
         seen = self._look(losses, val_loss, live, diverged)
         calm, tried, still = (self.phase == one for one in (CALM, TRIED, OPEN))
         raised, doubted = seen.high | seen.worse, self.doubt > 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 
 import numpy as np
 from experiments.faults.cases import RATES, Case
@@ -71,7 +72,7 @@ class _Planned(Episodes):
 
 
 class Arena:
-    """The runs of one family, for any number of policies; compiled once.
+    """The runs of one family, for any number of policies; compiled once, when the first is played.
 
     Args:
         family: what is learned.
@@ -87,9 +88,12 @@ class Arena:
             missing={"progress": 0.0, "validation": 0.0, "validation_every_max": 1, "measurements": 0.0},
             disturbances=[{"kind": kind, "at": 1} for kind in DISTURBANCES],  # each run has its own plan
         )
-        faults, scored = self.scenario.disturbance_settings, family.max_phases > 1
-        population = Population(family, slots, clip=True, score=scored, disturbances=faults)
-        self._populations = Populations.of([population])
+
+    @cached_property
+    def _populations(self) -> Populations:
+        faults, scored = self.scenario.disturbance_settings, self.family.max_phases > 1
+        population = Population(self.family, self._slots, clip=True, score=scored, disturbances=faults)
+        return Populations.of([population])
 
     def policy(self, name: str) -> Policy:
         """A policy by name, for the levers that there are."""

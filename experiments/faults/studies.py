@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -15,6 +16,7 @@ from experiments.faults.play import NONE, SLOTS, Arena, Played, at_rates
 
 from trimtab.inner_training.disturbances import DISTURBANCES, Event
 from trimtab.inner_training.task import Instance
+from trimtab.inner_training.tasks import make_family
 from trimtab.policies.registry import load_policy
 from trimtab.policies.rules.composite import compose
 from trimtab.policies.rules.composites import COMPOSITES
@@ -54,6 +56,18 @@ class Setting:
         """Runs side by side: a hundred, or of a quick look as few as need no compiler."""
         return min(SLOTS, max(self.runs, FEW))
 
+    def rates(self, name: str, make: Callable[[], dict[str, float]]) -> dict[str, float]:
+        """The learning rates that were found before under this name, or are found now."""
+        path = None if self.keep is None else self.keep / f"{name}-rates.json"
+        if path is not None and path.exists():
+            stored: dict[str, float] = json.loads(path.read_text())
+            return stored
+        found = make()
+        if path is not None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps(found))
+        return found
+
     def played(self, name: str, make: Callable[[], Played]) -> Played:
         """What was played before under this name, or is played now."""
         if self.keep is None:
@@ -77,7 +91,8 @@ def drawn(arena: Arena, setting: Setting, *, budget: bool) -> tuple[list[Instanc
         found = [family.draw(one, held_out=held_out) for one in seeds(count, seed)]
         return [shortened(one, family) for one in found] if budget else found
 
-    rates = arena.tuned(draw(min(TUNED_ON, setting.runs), 1_000_003, False))
+    tuned_on = min(TUNED_ON, setting.runs)
+    rates = setting.rates(family.name, lambda: arena.tuned(draw(tuned_on, 1_000_003, False)))
     return at_rates(draw(setting.runs, setting.seed, setting.held_out), rates), rates
 
 
@@ -137,7 +152,7 @@ def _contest(arena: Arena, name: str, policy: str, cases: Sequence[Case], settin
 def shifts(name: str, setting: Setting) -> dict[str, Any]:
     """A shift that lasts: inputs that are shifted to the end of the budget, or the second phase of ``SHIFTING``."""
     phased = name == SHIFTING
-    arena = Arena(small_batches(name), setting.slots)
+    arena = Arena(make_family(name) if phased else small_batches(name), setting.slots)
     instances, _ = drawn(arena, setting, budget=not phased)
     if phased:
         begins = [Event("slow-steps", one.all_phases[1].first_step, 1, 1.0) for one in instances]  # marks the place
@@ -163,7 +178,7 @@ def shifts(name: str, setting: Setting) -> dict[str, Any]:
 
 def forgetting(name: str, setting: Setting) -> dict[str, Any]:
     """A sequence of tasks with and without the anchor, alone and in the composite that has it."""
-    arena = Arena(small_batches(name), setting.slots)
+    arena = Arena(make_family(name), setting.slots)
     instances, _ = drawn(arena, setting, budget=False)
     calm = [Case(instance) for instance in instances]
     levers = arena.scenario.levers

@@ -13,18 +13,20 @@ from trimtab.agents.evaluate import Evaluator
 from trimtab.agents.phases import MEASURES, PhaseRecord
 from trimtab.agents.results import Entry, summarise, to_csv
 from trimtab.envs.catalogue import SCENARIOS
+from trimtab.inner_training.guard import GuardConfig
 from trimtab.inner_training.population import Population
 from trimtab.inner_training.tasks import make_family
 from trimtab.policies.registry import load_policy
 
 FIGURE_NAMES = {name for name, _ in FIGURES.values()}
 NAME = "class-incremental-digits"
+UNGUARDED = GuardConfig.bare()  # plain runs have no guard
 
 
 @pytest.mark.parametrize(("name", "hard"), [(NAME, range(5)), ("alternating-classes", range(0, 10, 2))])
 def test_measures_are_those_of_plain_runs(name: str, hard: range) -> None:
     evaluator = Evaluator(SCENARIOS[name], runs=3, mode="eager", batch_of_runs=2)
-    calm = Conditions(learning_rates={"sgd": 0.01, "adaptive": 1e-3})  # so that the guard has nothing to do
+    calm = Conditions(guard=UNGUARDED, learning_rates={"sgd": 0.01, "adaptive": 1e-3})
     found = evaluator.play(load_policy("constant"), calm).measures
     assert set(found) == {*MEASURES, *FIGURE_NAMES}
     for run, instance in enumerate(calm.apply(evaluator.instances())):
@@ -75,7 +77,7 @@ def test_phases_that_a_run_did_not_reach_count_as_what_is_left_of_it_scores() ->
 
 def test_a_family_without_a_score_is_judged_online_by_its_losses() -> None:
     evaluator = Evaluator(SCENARIOS["changing-regression"], runs=2, mode="eager")
-    calm = Conditions(learning_rates={"sgd": 1e-4, "adaptive": 1e-4})
+    calm = Conditions(guard=UNGUARDED, learning_rates={"sgd": 1e-4, "adaptive": 1e-4})
     found = evaluator.play(load_policy("constant"), calm).measures["online_score"]
     for run, instance in enumerate(calm.apply(evaluator.instances())):
         alone = Population(make_family("changing-regression"), 1, mode="eager", clip=False)

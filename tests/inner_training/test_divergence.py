@@ -68,3 +68,18 @@ def test_a_reset_starts_afresh() -> None:
     made.reset(np.array([True]))
     for name in Divergence.ARRAYS:
         np.testing.assert_array_equal(getattr(made, name), getattr(fresh, name))
+
+
+def test_a_rollback_of_what_is_not_finite_is_never_given_back() -> None:
+    learning = [[5.0] * 6, [3.0] * 6, [2.0] * 6, [1.0] * 6, [1.0] * 6]
+    dead, early = [np.nan] * 6, [5.0] * 6  # the moment that comes back is from early in the run, with losses as of then
+    rolled, _, made = judged(GuardConfig(renewal=None), *learning, *[dead, early] * 6)
+    assert rolled.count(True) == made.rollbacks[0] == 4 and made.lost[0]
+
+
+def test_a_loss_that_lies_near_zero_by_chance_does_not_explode() -> None:
+    rng = np.random.default_rng(0)
+    noise = rng.normal(0, 0.05, (20, 6))
+    noise[0, 0] = 1e-4
+    rolled, _, _ = judged(GuardConfig(), *noise.tolist(), [0.6] * 6)
+    assert rolled == [False] * 20 + [True]

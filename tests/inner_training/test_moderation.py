@@ -56,7 +56,7 @@ def slowly(config: GuardConfig, actions: np.ndarray, shocks: np.ndarray, levers:
                 allowed.append(0.0)
                 continue
             move = (1 - config.smoothing) * move + config.smoothing * last[place] if config.smoothing else move
-            edge = config.dead_band + (config.hysteresis if move * last[place] < 0 else 0)
+            edge = config.dead_band + (config.hysteresis if np.sign(move) * np.sign(last[place]) < 0 else 0)
             if abs(move) < edge or resting[place] > 0:
                 allowed.append(0.0)
                 continue
@@ -74,8 +74,8 @@ def slowly(config: GuardConfig, actions: np.ndarray, shocks: np.ndarray, levers:
                 allowed = [m * share if g > 0 else m for m, g in zip(allowed, growth, strict=True)]
         for place, move in enumerate(allowed):
             back = 0.0
-            if move * last[place] < 0:
-                back = min(min(abs(move), abs(last[place])) / abs(last[place]), 1.0)
+            if np.sign(move) * np.sign(last[place]) < 0:
+                back = min(abs(move), abs(last[place])) / abs(last[place])
             wavering[place] = MEMORY * wavering[place] + (1 - MEMORY) * back
             if move != 0:
                 last[place] = move

@@ -128,6 +128,11 @@ def test_without_setbacks_nothing_is_tried(config: GuardConfig) -> None:
     assert story == ["stable"] * 8
 
 
+def test_short_intervals_say_too_little() -> None:
+    story, _ = judged([[1.0] * 4] * 5 + [[9.0] * 4, [1.0] * 4])
+    assert story == ["stable"] * 7
+
+
 def test_losses_without_a_logarithm_are_left_alone() -> None:
     story, _ = judged([[-1.0] * 6] * 5 + [[-0.1] * 6] * 3)
     assert story == ["stable"] * 8

@@ -70,8 +70,7 @@ def in_population(
     for _ in range(steps // interval + 1):
         reading = population.reading(measured, val_loss)
         health = steering.assess(reading)
-        population.snapshot(health.stable)
-        population.restore(health.rollback)
+        health.carry_out(population)
         actions, state = policy.act(steering.observe(reading), state)
         steering.decide(actions, policy.levers)
         population.set_lr_multiplier(steering.lr_multiplier)
@@ -170,3 +169,27 @@ def test_a_divergence_is_undone_alike(name: str) -> None:
     np.testing.assert_allclose(seen, expected, atol=1e-4)
     np.testing.assert_allclose(applied, multipliers, rtol=1e-6)
     assert multipliers[-1, 0] == pytest.approx(0.3)
+
+
+class Jolt(Wiggle):
+    """Damages the weights at its sixth decision, without blowing the run up."""
+
+    def act(self, observations: np.ndarray, state: dict[str, Any]) -> tuple[np.ndarray, dict[str, Any]]:
+        actions = np.where(state["count"][:, None] == 5, 10.0, 1.0)
+        self.seen.append(observations.copy())
+        self.done.append(actions)
+        return actions, {"count": state["count"] + 1}
+
+
+@pytest.mark.parametrize("name", ["sgd-momentum", "sgd-nesterov"])
+def test_a_setback_is_undone_alike(name: str) -> None:
+    runs = []
+    for play in (in_population, in_a_plain_loop):
+        policy = Jolt(levers={"lr": "targets"})
+        applied = play(policy, SETTINGS[name], BaseSchedule(), steps=90, interval=10)
+        runs.append((np.concatenate(policy.seen), applied))
+    (expected, multipliers), (seen, applied) = runs
+    assert expected[:, SEEN.index("rolled_back")].tolist() == [0, 0, 0, 0, 0, 0, 1, 0, 0, 0]
+    assert (expected[:, SEEN.index("caution")] == 0).all()  # the rate is not to blame
+    np.testing.assert_allclose(seen, expected, atol=1e-4)
+    np.testing.assert_allclose(applied, multipliers, rtol=1e-6)
