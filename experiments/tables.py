@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,9 @@ def row(entry: dict[str, Any], reference: str) -> str:
 
 def main() -> None:
     """One table per file."""
-    for name in sys.argv[1:]:
+    parser = argparse.ArgumentParser(description="Prints the tables of `trimtab bench` as Markdown.")
+    parser.add_argument("results", nargs="+", metavar="RESULTS.json", help="what `trimtab bench` has written")
+    for name in parser.parse_args().results:
         content = json.loads(Path(name).read_text())
         for scenario, result in content["scenarios"].items():
             rows = sorted((entry["summary"] for entry in result["policies"].values()), key=lambda one: one["final"][0])
