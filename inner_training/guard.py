@@ -11,6 +11,7 @@ from trimtab.inner_training.divergence import Divergence, Health
 from trimtab.inner_training.envelope import curvature_ceiling, decay_ceiling
 from trimtab.inner_training.events import REST, check_event
 from trimtab.inner_training.guard_config import REASON_WORDS, GuardConfig, Reason, in_words
+from trimtab.inner_training.lever_bounds import bounded, check_bounds
 from trimtab.inner_training.levers import Lever
 from trimtab.inner_training.moderation import Moderation
 from trimtab.inner_training.reading import Reading
@@ -24,6 +25,7 @@ class Guard:
     """Vectorised safety layer between a policy and the levers of N runs.
 
     Attributes:
+        levers: within the bounds that are set.
         divergence: judges the runs; its ``caution`` (N,) is the factor on the learning rate that rollbacks leave behind.
         moderation: what becomes of proposed moves.
         trials: moves that may yet be taken back.
@@ -34,7 +36,7 @@ class Guard:
     """
 
     def __init__(self, config: GuardConfig, levers: Sequence[Lever], num_runs: int) -> None:
-        self.config, self.levers = config, tuple(levers)
+        self.config, self.levers = config, bounded(levers, check_bounds(config.bounds))
         self.divergence = Divergence(config, num_runs)
         self.moderation = Moderation(config, self.levers, num_runs)
         self.trials = Trials(config.trial, config.trial_rise, num_runs, len(self.levers))
@@ -146,10 +148,15 @@ class Guard:
             after[:, column] = np.where(held & ~lost, after[:, column], multipliers[:, column])
             reasons[:, column] = np.where(held, reasons[:, column] | reason | np.where(lost, Reason.LOST, 0), 0)
         failed = self.trials.verdict()
-        after = np.where(failed[:, None], self.trials.kept, after)
+        after = np.where(failed[:, None], self.within(self.trials.kept), after)
         reasons |= np.where(failed[:, None] & (after != multipliers), Reason.UNDONE, 0)
         self.trials.begin(multipliers, (moving & (after != multipliers)).any(1) & ~failed)
         return after, reasons
+
+    def within(self, multipliers: np.ndarray) -> np.ndarray:
+        """Multipliers (N, L) held to the bounds of targets, as where they come from a run that had wider ones."""
+        low = [min(lever.low, lever.target_low) for lever in self.levers]
+        return np.clip(multipliers, low, [lever.high for lever in self.levers])
 
     def permit_event(self, name: str, wanted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Which of the runs ``wanted`` (bool, (N,)) an event happens in, and the reasons (N,) where it does not.

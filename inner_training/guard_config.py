@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
 from enum import IntFlag
+from typing import Any
 
 from trimtab.errors import RangeError, check_whole, out_of_range
+from trimtab.inner_training.lever_bounds import Bounds, check_bounds
 
 
 class Reason(IntFlag):
@@ -129,6 +132,8 @@ class GuardConfig:
     aftermath and the joint limit. A *target* is held to its bounds alone, so that a schedule is exact.
 
     Attributes:
+        bounds: lowest and highest multiplier by lever, such as ``{"lr": (0.1, 3.0)}``, within the lever's own and around 1,
+            of moves and targets alike; kept as a tuple of pairs. The guard's own ``caution`` on the rate may go below.
         rate_scale: factor on every lever's rate limit, in (0, 10].
         smoothing: share of a lever's last move in its next one, in [0, 1).
         dead_band: moves smaller than this, in units of the rate, are none; in [0, 1).
@@ -162,8 +167,10 @@ class GuardConfig:
 
     Raises:
         RangeError: a number out of its range.
+        UnknownNameError: bounds of a lever that there is not.
     """
 
+    bounds: Mapping[str, tuple[float, float]] | Bounds = ()
     rate_scale: float = 1.0
     smoothing: float = 0.0
     dead_band: float = 0.02
@@ -190,8 +197,10 @@ class GuardConfig:
     decay_after: int = 100
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "bounds", check_bounds(self.bounds))
         for one in fields(self):
-            _check(one.name, getattr(self, one.name), set(str(one.type).split(" | ")))
+            if one.name != "bounds":
+                _check(one.name, getattr(self, one.name), set(str(one.type).split(" | ")))
 
     @classmethod
     def bare(cls) -> GuardConfig:
@@ -206,6 +215,10 @@ class GuardConfig:
             rollback=False,
             recovery=1.0,
         )
+
+    def plain(self) -> dict[str, Any]:
+        """The settings as JSON holds them; ``GuardConfig(**plain)`` is equal."""
+        return asdict(self) | {"bounds": {name: list(pair) for name, pair in check_bounds(self.bounds)}}
 
     @property
     def needs(self) -> tuple[str, ...]:

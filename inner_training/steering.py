@@ -210,7 +210,7 @@ class Steering:
 
     def adopt(self, state: Mapping[str, Any]) -> None:
         """Restores what ``standing`` gave."""
-        self.multipliers = np.asarray(state["multipliers"], dtype=np.float64)
+        self.multipliers = self.guard.within(np.asarray(state["multipliers"], dtype=np.float64))
         self.available = np.asarray(state["available"], dtype=bool)
         self._moves = np.asarray(state["moves"], dtype=np.float64)
         self._grad_average = np.asarray(state["grad_average"], dtype=np.float64)

@@ -200,7 +200,7 @@ def test_the_header_tells_all_that_is_needed_to_compare_and_nothing_personal(tmp
     loop = Loop(adamw, norm=True)
     loop.optimizer.add_param_group({"params": [torch.nn.Parameter(torch.zeros(3))]})
     where = AuditFile(path, data="waves", examples=256, project="demo")
-    config = GuardConfig(backoff=0.25)
+    config = GuardConfig(backoff=0.25, bounds={"lr": (0.1, 3)})
     loop.controller = attach(loop.optimizer, policy=bundle, audit=where, guard=config, total_steps=70)
     header = read_audit(path)[0]
     assert fits(header) and set(header) == {"kind", "sha256", *LINES["header"]}
@@ -209,6 +209,7 @@ def test_the_header_tells_all_that_is_needed_to_compare_and_nothing_personal(tmp
     assert header["optimizer"] == "AdamW" and header["parameter_groups"] == 2 and header["device"] == "cpu"
     assert header["model"] is None and header["model_parameters"] is None
     assert header["guard"]["backoff"] == 0.25 and header["guard"]["rollback_budget"] == 4
+    assert GuardConfig(**header["guard"]) == config
     assert (header["project"], header["data"], header["examples"]) == ("demo", "waves", 256)
     text = path.read_text()
     personal = {str(tmp_path), str(Path.cwd()), platform.node(), getpass.getuser(), str(Path.home())} - {"", "/"}
