@@ -90,6 +90,7 @@ class GuardSettings(Part):
     trial_rise: Number = Field(default=GuardConfig.trial_rise, gt=0, le=100)
     range_margin: Number | None = Field(default=GuardConfig.range_margin, gt=0, le=2)
     range_share: Number = Field(default=GuardConfig.range_share, gt=0, le=1)
+    abstentions: Whole | None = Field(default=GuardConfig.abstentions, ge=1, le=10**6)
     rollback: StrictBool = True
     rollback_budget: Whole = Field(default=4, ge=0, le=1000)
     renewal: Whole | None = Field(default=GuardConfig.renewal, ge=1, le=10**9)

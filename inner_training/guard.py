@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from trimtab.inner_training.abstentions import Abstentions
 from trimtab.inner_training.divergence import Divergence, Health
 from trimtab.inner_training.envelope import curvature_ceiling, decay_ceiling
 from trimtab.inner_training.events import REST, check_event
@@ -29,6 +30,7 @@ class Guard:
         divergence: judges the runs; its ``caution`` (N,) is the factor on the learning rate that rollbacks leave behind.
         moderation: what becomes of proposed moves.
         trials: moves that may yet be taken back.
+        abstentions: how long levers have had no answer.
         trying: (N,) bool, runs in which a stable moment is being tried after a setback, or has just been given up again.
         befell: (N,) ``Reason`` codes of what befell the runs themselves at the last decision.
         ceiling: (N,) the envelope's limit on the factor by which the scheduled learning rate is multiplied; infinite
@@ -40,6 +42,7 @@ class Guard:
         self.divergence = Divergence(config, num_runs)
         self.moderation = Moderation(config, self.levers, num_runs)
         self.trials = Trials(config.trial, config.trial_rise, num_runs, len(self.levers))
+        self.abstentions = Abstentions(config.abstentions, self.levers, num_runs)
         self.ceiling = np.full(num_runs, np.inf)
         self._curvature = np.full(num_runs, np.nan)
         self.trying, self.befell = np.zeros(num_runs, dtype=bool), np.zeros(num_runs, dtype=np.int64)
@@ -153,6 +156,29 @@ class Guard:
         self.trials.begin(multipliers, (moving & (after != multipliers)).any(1) & ~failed)
         return after, reasons
 
+    def fall_back(
+        self, silent: np.ndarray, answered: np.ndarray, multipliers: np.ndarray, available: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Leads levers back towards null that have had no answer for too long; the others stay.
+
+        Args:
+            silent, answered: (N, L) bool, levers without an answer that could be used at this decision, and with one.
+            multipliers: (N, L) now.
+            available: (N, L) bool.
+
+        Returns:
+            The new multipliers (N, L) and the reasons (N, L) as ``Reason`` codes.
+        """
+        free = available & ~(self.lost | self.trying)[:, None]
+        returning = self.abstentions.note(silent, answered) & free & (multipliers != 1)
+        if not returning.any():
+            return multipliers, np.zeros(multipliers.shape, dtype=np.int64)
+        scale = self.config.rate_scale
+        moves, reasons = self.moderation.ease(np.where(returning, self.abstentions.way(multipliers, scale), 0.0))
+        after = np.where(returning, self.abstentions.moved(multipliers, moves, scale), multipliers)
+        self.trials.left[returning.any(1)] = 0  # what a trial would take back would lead away again
+        return after, np.where(returning, reasons | Reason.RETURNING, 0)
+
     def within(self, multipliers: np.ndarray) -> np.ndarray:
         """Multipliers (N, L) held to the bounds of targets, as where they come from a run that had wider ones."""
         low = [min(lever.low, lever.target_low) for lever in self.levers]
@@ -180,7 +206,7 @@ class Guard:
         return permitted, reason
 
     @property
-    def _parts(self) -> dict[str, Divergence | Setbacks | Usual | Moderation | Trials]:
+    def _parts(self) -> dict[str, Divergence | Setbacks | Usual | Moderation | Trials | Abstentions]:
         setbacks = self.divergence.setbacks
         return {
             "divergence": self.divergence,
@@ -189,6 +215,7 @@ class Guard:
             "val_loss": setbacks.val,
             "moderation": self.moderation,
             "trials": self.trials,
+            "abstentions": self.abstentions,
         }
 
     def state_dict(self) -> dict[str, Any]:
@@ -213,7 +240,8 @@ def _limited(
 ) -> tuple[np.ndarray, np.ndarray]:
     """A lever's multiplier (N,) inside its bounds after a move, or at a target where that is a number."""
     aimed = np.isfinite(targets)
-    low = np.where(aimed, lever.target_low, lever.low)
+    # What holds stays where it is, also where a target has led it lower than moves may go.
+    low = np.where(aimed | (moves == 0), min(lever.target_low, lever.low), lever.low)
     wanted = np.where(aimed, targets, np.where(moves == 0, multiplier, multiplier * np.exp(moves * lever.rate)))
     permitted = np.clip(wanted, low, lever.high)
     reason = np.where(permitted != wanted, Reason.BOUND, 0)

@@ -41,6 +41,7 @@ class Reason(IntFlag):
     TRYING = 8388608
     SETBACK = 16777216
     RESUMED = 33554432
+    RETURNING = 67108864
 
 
 REASON_WORDS: dict[Reason, str] = {
@@ -66,6 +67,7 @@ REASON_WORDS: dict[Reason, str] = {
     Reason.TRYING: "a stable snapshot is being tried, so the lever holds",
     Reason.SETBACK: "the loss rose suddenly, so the last stable snapshot was restored",
     Reason.RESUMED: "the restored snapshot did no better, so it is the data: the run goes on from where it was",
+    Reason.RETURNING: "no answer of the policy could be used for too many decisions in a row, so the lever returns towards null",
     Reason.SWITCHED_OFF: "the controller is switched off, so the run goes on by its own settings",
     Reason.ABSTAINED: "a rank abstained, so every rank holds",
     Reason.APART: "the ranks differ in steps, levers, weights or snapshots, so every rank holds",
@@ -95,6 +97,7 @@ LIMITS: dict[str, tuple[float, float]] = {
     "trial_rise": (1e-9, 100),
     "range_margin": (1e-9, 2),
     "range_share": (1e-9, 1),
+    "abstentions": (1, 10**6),
     "rollback_budget": (0, 1000),
     "renewal": (1, 10**9),
     "backoff": (1e-9, 1),
@@ -147,6 +150,9 @@ class GuardConfig:
         range_margin: how far beyond its range in training a signal counts as unknown to a learned policy, > 0, in units of
             the signal; None never does.
         range_share: share of its signals beyond their ranges from which a policy is not listened to, in (0, 1].
+        abstentions: decisions in a row for which levers hold when no answer of the policy can be used (it fails, is late,
+            is not finite, or its signals are out of range), >= 1; from the next one on they return towards null by at most
+            their rate, until it answers; None lets them hold for ever.
         rollback: restore the last stable snapshot when a run diverges.
         rollback_budget: rollbacks allowed per run, >= 0; half of them for setbacks.
         renewal: calm intervals after which one of them is given back, >= 1; None never does.
@@ -183,6 +189,7 @@ class GuardConfig:
     trial_rise: float = 0.5
     range_margin: float | None = 0.25
     range_share: float = 0.3
+    abstentions: int | None = 3
     rollback: bool = True
     rollback_budget: int = 4
     renewal: int | None = 50
@@ -204,7 +211,7 @@ class GuardConfig:
 
     @classmethod
     def bare(cls) -> GuardConfig:
-        """Bounds and rate limits alone."""
+        """Bounds and rate limits alone, and the return of levers whose policy gives no answer."""
         return cls(
             dead_band=0.0,
             hysteresis=0.0,

@@ -95,7 +95,7 @@ class Outcome:
             before=before,
             after=after,
             applied=applied,
-            moved=bool((move.after != move.before).any()),
+            moved=bool(((move.after != move.before) & ((move.reasons & Reason.RETURNING) == 0)).any()),
             guarded=in_words(codes),
             rolled_back=self.rolled_back or "rollback" in self.fired,
             losses=self.losses,
@@ -156,7 +156,7 @@ class Decider:
                 move = self.steering.hold(Reason.SWITCHED_OFF)
         except Exception as error:  # noqa: BLE001 - whatever it is, the training must not stop for it
             self.failed(error)
-            move = self.steering.hold(Reason.FAULT)
+            move = self.steering.abstain(Reason.FAULT)
         self.pass_on(measure)
         fired = self.happen(event for event, runs in move.fired.items() if runs[0])
         return Outcome(
@@ -197,7 +197,7 @@ class Decider:
         observation = self.steering.observe(reading)
         actions = self.listener.ask(observation)
         if actions is None:
-            return observation, self.steering.hold(Reason.LATE)
+            return observation, self.steering.abstain(Reason.LATE)
         return observation, self.steering.decide(actions, self.settings.policy.levers)
 
     def _stand_back(self) -> Move:

@@ -115,6 +115,8 @@ class RanksDecider(Decider):
         code |= 0 if found == Reason.NOT_FINITE else found  # on all ranks alike it is the guard's to see to
         first, restorable = rows[:1], self._reports.restorable(reports)
         thought.health = Health(*(self._form.read(first, "health").T > 0))
+        if shared is not None:  # also where the guard failed on one rank: levers must move alike on all of them
+            self.steering.guard.trying = thought.health.kept | thought.health.resumed
         if self.goes_back(thought.health) and not restorable:
             moments = each(self._reports.moments(reports))
             self.run.hooks.say("apart in snapshots", f"ranks could go back to different steps {moments}, so none does")
@@ -203,7 +205,9 @@ class RanksDecider(Decider):
         if self._standing().tobytes() != standing.tobytes():
             self.steering.adopt(with_numbers(self._tree(), iter(standing.tolist())))
         if code:
-            return replace(self.steering.hold(Reason(code)), refused=np.array([code]))
+            off = code & Reason.SWITCHED_OFF  # which is no fault of the policy, whose levers are taken up again
+            move = self.steering.hold(Reason(code)) if off else self.steering.abstain(Reason(code))
+            return replace(move, refused=np.array([code]))
         fired = {name: of("fired")[:, place] > 0 for place, name in enumerate(self._fires)}
         reasons, refused = (of(name).astype(np.int64) for name in ("reasons", "refused"))
         return Move(of("proposed"), of("before"), of("after"), reasons, fired, refused[:, 0])
