@@ -19,6 +19,7 @@ from pydantic import (
 from trimtab.errors import unknown
 from trimtab.inner_training.disturbances import DisturbanceSettings
 from trimtab.inner_training.guard import GuardConfig
+from trimtab.inner_training.guard_config import Place
 from trimtab.inner_training.lever_bounds import Bounds, check_bounds
 from trimtab.inner_training.tasks import FAMILIES
 from trimtab.inner_training.tasks.local_files import FORMATS, names_a_file
@@ -92,6 +93,7 @@ class GuardSettings(Part):
     range_share: Number = Field(default=GuardConfig.range_share, gt=0, le=1)
     abstentions: Whole | None = Field(default=GuardConfig.abstentions, ge=1, le=10**6)
     rollback: StrictBool = True
+    snapshots: Place = GuardConfig.snapshots
     rollback_budget: Whole = Field(default=4, ge=0, le=1000)
     renewal: Whole | None = Field(default=GuardConfig.renewal, ge=1, le=10**9)
     backoff: Number = Field(default=0.3, gt=0, le=1)

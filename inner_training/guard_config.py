@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from enum import IntFlag
-from typing import Any
+from typing import Any, Literal, get_args
 
-from trimtab.errors import RangeError, check_whole, out_of_range
+from trimtab.errors import RangeError, check_whole, out_of_range, unknown
 from trimtab.inner_training.lever_bounds import Bounds, check_bounds
 
 
@@ -42,6 +42,7 @@ class Reason(IntFlag):
     SETBACK = 16777216
     RESUMED = 33554432
     RETURNING = 67108864
+    UNREAD = 134217728
 
 
 REASON_WORDS: dict[Reason, str] = {
@@ -52,7 +53,8 @@ REASON_WORDS: dict[Reason, str] = {
     Reason.ROLLED_BACK: "the run diverged, so the last stable snapshot was restored",
     Reason.LOST: "the run diverged and the rollback budget is spent, so the controller stands back",
     Reason.ENVELOPE: "the learning rate is held below the ceiling of the guard's envelope",
-    Reason.FAULT: "the policy raised an error, so every lever holds",
+    Reason.FAULT: "the policy raised an error or gave an answer of another shape, so every lever holds",
+    Reason.UNREAD: "the run could not be measured or judged, which is no fault of the policy, so every lever holds",
     Reason.SMALL: "the proposed move was within the dead band, so the lever holds",
     Reason.REVERSAL: "the proposed move would turn the lever round for little, so it holds",
     Reason.RESTING: "the lever rests after it last acted",
@@ -112,6 +114,9 @@ LIMITS: dict[str, tuple[float, float]] = {
 }
 
 
+Place = Literal["device", "cpu"]
+
+
 def _check(name: str, value: object, kinds: set[str]) -> None:
     """Raises ``RangeError`` unless a setting is of its kind and in its range."""
     if value is None and "None" in kinds:
@@ -154,6 +159,8 @@ class GuardConfig:
             is not finite, or its signals are out of range), >= 1; from the next one on they return towards null by at most
             their rate, until it answers; None lets them hold for ever.
         rollback: restore the last stable snapshot when a run diverges.
+        snapshots: where a live run's two snapshots lie: on the ``"device"`` of the originals, or in host memory, ``"cpu"``.
+            A population keeps its own where it is.
         rollback_budget: rollbacks allowed per run, >= 0; half of them for setbacks.
         renewal: calm intervals after which one of them is given back, >= 1; None never does.
         backoff: factor on the learning rate after each rollback, in (0, 1].
@@ -173,7 +180,7 @@ class GuardConfig:
 
     Raises:
         RangeError: a number out of its range.
-        UnknownNameError: bounds of a lever that there is not.
+        UnknownNameError: bounds of a lever, or a place of snapshots, that there is not.
     """
 
     bounds: Mapping[str, tuple[float, float]] | Bounds = ()
@@ -191,6 +198,7 @@ class GuardConfig:
     range_share: float = 0.3
     abstentions: int | None = 3
     rollback: bool = True
+    snapshots: Place = "device"
     rollback_budget: int = 4
     renewal: int | None = 50
     backoff: float = 0.3
@@ -205,8 +213,10 @@ class GuardConfig:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "bounds", check_bounds(self.bounds))
+        if self.snapshots not in get_args(Place):
+            raise unknown("place of snapshots", self.snapshots, get_args(Place))
         for one in fields(self):
-            if one.name != "bounds":
+            if one.name not in ("bounds", "snapshots"):
                 _check(one.name, getattr(self, one.name), set(str(one.type).split(" | ")))
 
     @classmethod

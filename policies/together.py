@@ -134,8 +134,7 @@ class RanksDecider(Decider):
         try:
             return self.reading(measure), 0
         except Exception as error:  # noqa: BLE001 - whatever it is, the other ranks wait
-            self.failed(error)
-            return None, int(Reason.FAULT)
+            return None, int(self.failed(error))
 
     def _report(self, reading: Reading | None, code: int) -> np.ndarray:
         in_force = np.array([*self._standing(), self.run.lr_multiplier, self.run.clip])
@@ -165,8 +164,7 @@ class RanksDecider(Decider):
             if thought.observation is not None and not self.listener.finite:
                 thought.code |= int(Reason.NOT_FINITE)
         except Exception as error:  # noqa: BLE001 - whatever it is, the other ranks wait
-            self.failed(error)
-            thought.code = int(Reason.FAULT)
+            thought.code = int(self.failed(error))
         return thought
 
     def _conclusion(self, thought: Thought) -> np.ndarray:

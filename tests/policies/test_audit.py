@@ -23,7 +23,7 @@ from tests.policies.made_up import learned
 import trimtab
 from trimtab.agents.audit_changes import changes_of
 from trimtab.errors import OutputExistsError, UserError
-from trimtab.inner_training.guard import GuardConfig
+from trimtab.inner_training.guard import GuardConfig, Reason, in_words
 from trimtab.policies import audit as writing
 from trimtab.policies.attach import attach
 from trimtab.policies.audit import AuditFile, read_audit, rounded, verify_audit
@@ -102,7 +102,7 @@ def test_a_policy_that_failed_is_told(tmp_path: Path) -> None:
     audited(path, Scripted([[0.5]], fail_at=1)).run(5)
     line = read_audit(path)[-1]
     assert line["proposed"] == {} and line["applied"] == {"lr": 0.5}
-    assert line["reason"] == "the policy raised an error, so every lever holds"
+    assert line["reason"] == in_words(Reason.FAULT)
 
 
 def test_each_line_is_on_the_disk_before_training_goes_on(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import copy
 import json
 import logging
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -244,6 +245,57 @@ def test_a_policy_that_raises_holds_and_is_said_once(caplog: pytest.LogCaptureFi
     assert torch.equal(loop.weights(), alone.weights())
     assert "every lever holds" in loop.decisions[14].reason and not loop.decisions[14].acted
     assert len(caplog.records) == 1 and "scripted failure" in caplog.text
+
+
+def _broken(*args: Any, **kwargs: Any) -> Any:
+    raise MemoryError("broken")
+
+
+class Wide(Scripted):
+    """Answers for a lever too many when it is told to."""
+
+    wide = False
+
+    def act(self, observations: np.ndarray, state: dict[str, Any]) -> tuple[np.ndarray, dict[str, Any]]:
+        actions, state = super().act(observations, state)
+        return np.repeat(actions, 1 + self.wide, 1), state
+
+
+POLICYS, OWN = "the policy raised", "could not be measured or judged, which is no fault of the policy"
+
+
+@pytest.mark.parametrize(
+    ("broken", "said", "logged"),
+    [
+        ("policy", POLICYS, "policy 'scripted' failed to answer, so every lever holds: FloatingPointError"),
+        ("shape", POLICYS, "policy 'scripted' failed to answer, .*: actions of shape"),
+        ("reading", OWN, "the run could not be .* no fault of policy 'scripted', .*: MemoryError"),
+        ("assess", OWN, "the run could not be .* no fault of policy 'scripted', .*: MemoryError"),
+        ("observe", OWN, "the run could not be .* no fault of policy 'scripted', .*: MemoryError"),
+        ("decide", OWN, "the run could not be .* no fault of policy 'scripted', .*: MemoryError"),
+        ("loss", OWN, "the run could not be .* no fault of policy 'scripted', .*: .*the mean loss is -1"),
+    ],
+)
+def test_whose_fault_it_is_is_said(
+    broken: str, said: str, logged: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caplog.set_level(logging.WARNING, "trimtab")
+    loop, policy = Loop(sgd), Wide([[0.5]])
+    loop.controller = attach(loop.optimizer, policy=policy)
+    if broken in ("policy", "shape"):
+        policy.fail_at, policy.wide = (0, False) if broken == "policy" else (None, True)
+    elif broken == "reading":
+        monkeypatch.setattr(loop.controller._run, "reading", _broken)
+    elif broken == "loss":
+        step = loop.controller.step
+        monkeypatch.setattr(loop.controller, "step", lambda loss: step(-loss.detach().sign()))
+    else:
+        monkeypatch.setattr(loop.controller._steering, broken, _broken)
+    loop.run(10)
+    (reason,) = {one.reason for one in loop.decisions if one.reason != "between decisions"}
+    assert [one for one in (POLICYS, OWN) if one in reason] == [said]
+    assert loop.controller.multipliers == {"lr": 0.5}
+    assert len(caplog.records) == 1 and re.search(logged, caplog.text)
 
 
 @pytest.mark.parametrize("kind", ["moves", "targets"])

@@ -45,7 +45,14 @@ def test_ranks_stay_the_same_for_a_thousand_decisions_among_faults(ranks: int, t
     for other in others:
         assert {name: other[name] for name in SAME} == {name: first[name] for name in SAME}
     assert first["steps"] == 1000 and first["finite"] and first["moved"] > 500 and first["rollbacks"] > 10
-    expected = (Reason.ABSTAINED, Reason.FAULT, Reason.SWITCHED_OFF, Reason.ROLLED_BACK, Reason.NOT_FINITE)
+    expected = (
+        Reason.ABSTAINED,
+        Reason.FAULT,
+        Reason.UNREAD,
+        Reason.SWITCHED_OFF,
+        Reason.ROLLED_BACK,
+        Reason.NOT_FINITE,
+    )
     assert {REASON_WORDS[reason] for reason in expected} <= set(first["reasons"])
     assert REASON_WORDS[Reason.APART] not in first["reasons"] and REASON_WORDS[Reason.PARTED] not in first["reasons"]
     assert any(f"rank {ranks - 1} abstained at step 13 (a loss is not finite" in line for line in first["logged"])
