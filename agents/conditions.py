@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -83,7 +83,7 @@ class Conditions:
         # A scenario has at least one signal; a policy that reads none is not shown it.
         changes: dict[str, Any] = {"missing": hidden, "signals": list(signals) or ["started"]}
         if self.guard is not None:
-            changes["guard"] = asdict(self.guard)
+            changes["guard"] = self.guard.plain()
         return scenario.replace(**changes)
 
 

@@ -5,11 +5,22 @@ from __future__ import annotations
 import re
 from typing import Annotated, Self
 
-from pydantic import BaseModel, ConfigDict, Field, StrictBool, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    StrictBool,
+    field_validator,
+    model_validator,
+)
 
 from trimtab.errors import unknown
 from trimtab.inner_training.disturbances import DisturbanceSettings
 from trimtab.inner_training.guard import GuardConfig
+from trimtab.inner_training.guard_config import Place
+from trimtab.inner_training.lever_bounds import Bounds, check_bounds
 from trimtab.inner_training.tasks import FAMILIES
 from trimtab.inner_training.tasks.local_files import FORMATS, names_a_file
 
@@ -63,6 +74,11 @@ class Missing(Part):
 class GuardSettings(Part):
     """The fields of ``GuardConfig``, validated."""
 
+    bounds: Annotated[
+        Bounds,
+        BeforeValidator(check_bounds),
+        PlainSerializer(lambda bounds: {name: list(pair) for name, pair in bounds}, when_used="json"),
+    ] = ()
     rate_scale: Number = Field(default=1.0, gt=0, le=10)
     smoothing: Number = Field(default=GuardConfig.smoothing, ge=0, lt=1)
     dead_band: Number = Field(default=GuardConfig.dead_band, ge=0, lt=1)
@@ -75,7 +91,9 @@ class GuardSettings(Part):
     trial_rise: Number = Field(default=GuardConfig.trial_rise, gt=0, le=100)
     range_margin: Number | None = Field(default=GuardConfig.range_margin, gt=0, le=2)
     range_share: Number = Field(default=GuardConfig.range_share, gt=0, le=1)
+    abstentions: Whole | None = Field(default=GuardConfig.abstentions, ge=1, le=10**6)
     rollback: StrictBool = True
+    snapshots: Place = GuardConfig.snapshots
     rollback_budget: Whole = Field(default=4, ge=0, le=1000)
     renewal: Whole | None = Field(default=GuardConfig.renewal, ge=1, le=10**9)
     backoff: Number = Field(default=0.3, gt=0, le=1)

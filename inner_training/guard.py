@@ -7,10 +7,12 @@ from typing import Any
 
 import numpy as np
 
+from trimtab.inner_training.abstentions import Abstentions
 from trimtab.inner_training.divergence import Divergence, Health
 from trimtab.inner_training.envelope import curvature_ceiling, decay_ceiling
 from trimtab.inner_training.events import REST, check_event
 from trimtab.inner_training.guard_config import REASON_WORDS, GuardConfig, Reason, in_words
+from trimtab.inner_training.lever_bounds import bounded, check_bounds
 from trimtab.inner_training.levers import Lever
 from trimtab.inner_training.moderation import Moderation
 from trimtab.inner_training.reading import Reading
@@ -24,9 +26,11 @@ class Guard:
     """Vectorised safety layer between a policy and the levers of N runs.
 
     Attributes:
+        levers: within the bounds that are set.
         divergence: judges the runs; its ``caution`` (N,) is the factor on the learning rate that rollbacks leave behind.
         moderation: what becomes of proposed moves.
         trials: moves that may yet be taken back.
+        abstentions: how long levers have had no answer.
         trying: (N,) bool, runs in which a stable moment is being tried after a setback, or has just been given up again.
         befell: (N,) ``Reason`` codes of what befell the runs themselves at the last decision.
         ceiling: (N,) the envelope's limit on the factor by which the scheduled learning rate is multiplied; infinite
@@ -34,10 +38,11 @@ class Guard:
     """
 
     def __init__(self, config: GuardConfig, levers: Sequence[Lever], num_runs: int) -> None:
-        self.config, self.levers = config, tuple(levers)
+        self.config, self.levers = config, bounded(levers, check_bounds(config.bounds))
         self.divergence = Divergence(config, num_runs)
         self.moderation = Moderation(config, self.levers, num_runs)
         self.trials = Trials(config.trial, config.trial_rise, num_runs, len(self.levers))
+        self.abstentions = Abstentions(config.abstentions, self.levers, num_runs)
         self.ceiling = np.full(num_runs, np.inf)
         self._curvature = np.full(num_runs, np.nan)
         self.trying, self.befell = np.zeros(num_runs, dtype=bool), np.zeros(num_runs, dtype=np.int64)
@@ -146,10 +151,38 @@ class Guard:
             after[:, column] = np.where(held & ~lost, after[:, column], multipliers[:, column])
             reasons[:, column] = np.where(held, reasons[:, column] | reason | np.where(lost, Reason.LOST, 0), 0)
         failed = self.trials.verdict()
-        after = np.where(failed[:, None], self.trials.kept, after)
+        after = np.where(failed[:, None], self.within(self.trials.kept), after)
         reasons |= np.where(failed[:, None] & (after != multipliers), Reason.UNDONE, 0)
         self.trials.begin(multipliers, (moving & (after != multipliers)).any(1) & ~failed)
         return after, reasons
+
+    def fall_back(
+        self, silent: np.ndarray, answered: np.ndarray, multipliers: np.ndarray, available: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Leads levers back towards null that have had no answer for too long; the others stay.
+
+        Args:
+            silent, answered: (N, L) bool, levers without an answer that could be used at this decision, and with one.
+            multipliers: (N, L) now.
+            available: (N, L) bool.
+
+        Returns:
+            The new multipliers (N, L) and the reasons (N, L) as ``Reason`` codes.
+        """
+        free = available & ~(self.lost | self.trying)[:, None]
+        returning = self.abstentions.note(silent, answered) & free & (multipliers != 1)
+        if not returning.any():
+            return multipliers, np.zeros(multipliers.shape, dtype=np.int64)
+        scale = self.config.rate_scale
+        moves, reasons = self.moderation.ease(np.where(returning, self.abstentions.way(multipliers, scale), 0.0))
+        after = np.where(returning, self.abstentions.moved(multipliers, moves, scale), multipliers)
+        self.trials.left[returning.any(1)] = 0  # what a trial would take back would lead away again
+        return after, np.where(returning, reasons | Reason.RETURNING, 0)
+
+    def within(self, multipliers: np.ndarray) -> np.ndarray:
+        """Multipliers (N, L) held to the bounds of targets, as where they come from a run that had wider ones."""
+        low = [min(lever.low, lever.target_low) for lever in self.levers]
+        return np.clip(multipliers, low, [lever.high for lever in self.levers])
 
     def permit_event(self, name: str, wanted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Which of the runs ``wanted`` (bool, (N,)) an event happens in, and the reasons (N,) where it does not.
@@ -173,7 +206,7 @@ class Guard:
         return permitted, reason
 
     @property
-    def _parts(self) -> dict[str, Divergence | Setbacks | Usual | Moderation | Trials]:
+    def _parts(self) -> dict[str, Divergence | Setbacks | Usual | Moderation | Trials | Abstentions]:
         setbacks = self.divergence.setbacks
         return {
             "divergence": self.divergence,
@@ -182,6 +215,7 @@ class Guard:
             "val_loss": setbacks.val,
             "moderation": self.moderation,
             "trials": self.trials,
+            "abstentions": self.abstentions,
         }
 
     def state_dict(self) -> dict[str, Any]:
@@ -206,7 +240,8 @@ def _limited(
 ) -> tuple[np.ndarray, np.ndarray]:
     """A lever's multiplier (N,) inside its bounds after a move, or at a target where that is a number."""
     aimed = np.isfinite(targets)
-    low = np.where(aimed, lever.target_low, lever.low)
+    # What holds stays where it is, also where a target has led it lower than moves may go.
+    low = np.where(aimed | (moves == 0), min(lever.target_low, lever.low), lever.low)
     wanted = np.where(aimed, targets, np.where(moves == 0, multiplier, multiplier * np.exp(moves * lever.rate)))
     permitted = np.clip(wanted, low, lever.high)
     reason = np.where(permitted != wanted, Reason.BOUND, 0)

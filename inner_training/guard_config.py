@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
 from enum import IntFlag
+from typing import Any, Literal, get_args
 
-from trimtab.errors import RangeError, check_whole, out_of_range
+from trimtab.errors import RangeError, check_whole, out_of_range, unknown
+from trimtab.inner_training.lever_bounds import Bounds, check_bounds
 
 
 class Reason(IntFlag):
@@ -38,6 +41,8 @@ class Reason(IntFlag):
     TRYING = 8388608
     SETBACK = 16777216
     RESUMED = 33554432
+    RETURNING = 67108864
+    UNREAD = 134217728
 
 
 REASON_WORDS: dict[Reason, str] = {
@@ -48,7 +53,8 @@ REASON_WORDS: dict[Reason, str] = {
     Reason.ROLLED_BACK: "the run diverged, so the last stable snapshot was restored",
     Reason.LOST: "the run diverged and the rollback budget is spent, so the controller stands back",
     Reason.ENVELOPE: "the learning rate is held below the ceiling of the guard's envelope",
-    Reason.FAULT: "the policy raised an error, so every lever holds",
+    Reason.FAULT: "the policy raised an error or gave an answer of another shape, so every lever holds",
+    Reason.UNREAD: "the run could not be measured or judged, which is no fault of the policy, so every lever holds",
     Reason.SMALL: "the proposed move was within the dead band, so the lever holds",
     Reason.REVERSAL: "the proposed move would turn the lever round for little, so it holds",
     Reason.RESTING: "the lever rests after it last acted",
@@ -63,6 +69,7 @@ REASON_WORDS: dict[Reason, str] = {
     Reason.TRYING: "a stable snapshot is being tried, so the lever holds",
     Reason.SETBACK: "the loss rose suddenly, so the last stable snapshot was restored",
     Reason.RESUMED: "the restored snapshot did no better, so it is the data: the run goes on from where it was",
+    Reason.RETURNING: "no answer of the policy could be used for too many decisions in a row, so the lever returns towards null",
     Reason.SWITCHED_OFF: "the controller is switched off, so the run goes on by its own settings",
     Reason.ABSTAINED: "a rank abstained, so every rank holds",
     Reason.APART: "the ranks differ in steps, levers, weights or snapshots, so every rank holds",
@@ -92,6 +99,7 @@ LIMITS: dict[str, tuple[float, float]] = {
     "trial_rise": (1e-9, 100),
     "range_margin": (1e-9, 2),
     "range_share": (1e-9, 1),
+    "abstentions": (1, 10**6),
     "rollback_budget": (0, 1000),
     "renewal": (1, 10**9),
     "backoff": (1e-9, 1),
@@ -104,6 +112,9 @@ LIMITS: dict[str, tuple[float, float]] = {
     "decay_factor": (1e-9, 1e4),
     "decay_after": (1, 10**9),
 }
+
+
+Place = Literal["device", "cpu"]
 
 
 def _check(name: str, value: object, kinds: set[str]) -> None:
@@ -129,6 +140,8 @@ class GuardConfig:
     aftermath and the joint limit. A *target* is held to its bounds alone, so that a schedule is exact.
 
     Attributes:
+        bounds: lowest and highest multiplier by lever, such as ``{"lr": (0.1, 3.0)}``, within the lever's own and around 1,
+            of moves and targets alike; kept as a tuple of pairs. The guard's own ``caution`` on the rate may go below.
         rate_scale: factor on every lever's rate limit, in (0, 10].
         smoothing: share of a lever's last move in its next one, in [0, 1).
         dead_band: moves smaller than this, in units of the rate, are none; in [0, 1).
@@ -142,7 +155,12 @@ class GuardConfig:
         range_margin: how far beyond its range in training a signal counts as unknown to a learned policy, > 0, in units of
             the signal; None never does.
         range_share: share of its signals beyond their ranges from which a policy is not listened to, in (0, 1].
+        abstentions: decisions in a row for which levers hold when no answer of the policy can be used (it fails, is late,
+            is not finite, or its signals are out of range), >= 1; from the next one on they return towards null by at most
+            their rate, until it answers; None lets them hold for ever.
         rollback: restore the last stable snapshot when a run diverges.
+        snapshots: where a live run's two snapshots lie: on the ``"device"`` of the originals, or in host memory, ``"cpu"``.
+            A population keeps its own where it is.
         rollback_budget: rollbacks allowed per run, >= 0; half of them for setbacks.
         renewal: calm intervals after which one of them is given back, >= 1; None never does.
         backoff: factor on the learning rate after each rollback, in (0, 1].
@@ -162,8 +180,10 @@ class GuardConfig:
 
     Raises:
         RangeError: a number out of its range.
+        UnknownNameError: bounds of a lever, or a place of snapshots, that there is not.
     """
 
+    bounds: Mapping[str, tuple[float, float]] | Bounds = ()
     rate_scale: float = 1.0
     smoothing: float = 0.0
     dead_band: float = 0.02
@@ -176,7 +196,9 @@ class GuardConfig:
     trial_rise: float = 0.5
     range_margin: float | None = 0.25
     range_share: float = 0.3
+    abstentions: int | None = 3
     rollback: bool = True
+    snapshots: Place = "device"
     rollback_budget: int = 4
     renewal: int | None = 50
     backoff: float = 0.3
@@ -190,12 +212,16 @@ class GuardConfig:
     decay_after: int = 100
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "bounds", check_bounds(self.bounds))
+        if self.snapshots not in get_args(Place):
+            raise unknown("place of snapshots", self.snapshots, get_args(Place))
         for one in fields(self):
-            _check(one.name, getattr(self, one.name), set(str(one.type).split(" | ")))
+            if one.name not in ("bounds", "snapshots"):
+                _check(one.name, getattr(self, one.name), set(str(one.type).split(" | ")))
 
     @classmethod
     def bare(cls) -> GuardConfig:
-        """Bounds and rate limits alone."""
+        """Bounds and rate limits alone, and the return of levers whose policy gives no answer."""
         return cls(
             dead_band=0.0,
             hysteresis=0.0,
@@ -206,6 +232,10 @@ class GuardConfig:
             rollback=False,
             recovery=1.0,
         )
+
+    def plain(self) -> dict[str, Any]:
+        """The settings as JSON holds them; ``GuardConfig(**plain)`` is equal."""
+        return asdict(self) | {"bounds": {name: list(pair) for name, pair in check_bounds(self.bounds)}}
 
     @property
     def needs(self) -> tuple[str, ...]:

@@ -20,6 +20,7 @@ from trimtab.inner_training.live_measure import LiveMeasurements
 from trimtab.inner_training.live_probe import LiveProbe, may_exceed, total_norm
 from trimtab.inner_training.live_values import EffectiveValues, is_adaptive, moved_by, read_value
 from trimtab.inner_training.measurements import PROBE_EVERY
+from trimtab.inner_training.own_step import own_step
 from trimtab.inner_training.reading import Reading
 from trimtab.inner_training.steering import Steering
 from trimtab.inner_training.telemetry import Measured, Telemetry, unmeasured
@@ -169,6 +170,8 @@ class LiveRun:
 
     def available(self, lever: Lever) -> bool:
         """Whether the lever can act on some parameter group."""
+        if (kind := own_step(self.optimizer)) is not None and lever.hyperparameter in kind.deaf_to:
+            return False
         if lever.hyperparameter == CLIP:
             return True
         return any(bool(lever.available(np.array([float(base)]))[0]) for base in self._held(lever.hyperparameter))

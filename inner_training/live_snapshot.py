@@ -3,8 +3,7 @@ interval that follows it."""
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 
 from trimtab.inner_training.divergence import Health
 from trimtab.inner_training.own_step import own_step
+from trimtab.inner_training.tensor_copies import Copy, again, copied, put_back
 
 SPACING = (10, 100)  # steps between snapshots at least, in small and in large models
 PER_STEP = 10_000  # parameters for which snapshots come a step later
@@ -28,33 +28,6 @@ def usual_spacing(parameters: int) -> int:
     (10, 40, 100)
     """
     return min(max(SPACING[0], parameters // PER_STEP), SPACING[1])
-
-
-@dataclass(frozen=True)
-class _Copy:
-    """A tensor's values, and the device that it lives on."""
-
-    values: Tensor
-    device: torch.device
-
-    def again(self) -> Tensor:
-        return self.values.to(self.device, copy=True)
-
-
-def _again(value: Any) -> Any:
-    return value.again() if isinstance(value, _Copy) else copy.deepcopy(value)
-
-
-def _put_back(holder: dict[Any, Any], saved: Mapping[Any, Any], keep: str = "") -> None:
-    """Makes ``holder`` hold what ``saved`` holds, keeping its own tensors where the shapes allow it, and one entry."""
-    for key in [key for key in holder if key not in saved and key != keep]:
-        del holder[key]
-    for key, value in saved.items():
-        present = holder.get(key)
-        if isinstance(value, _Copy) and isinstance(present, Tensor) and present.shape == value.values.shape:
-            present.copy_(value.values)
-        else:
-            holder[key] = _again(value)
 
 
 def _entry(held: Any, key: Any) -> Any:
@@ -90,8 +63,8 @@ class Moment:
     """
 
     step: int
-    parameters: list[tuple[Tensor, _Copy]]
-    buffers: dict[str, _Copy]
+    parameters: list[tuple[Tensor, Copy]]
+    buffers: dict[str, Copy]
     state: dict[Any, Any]
     groups: list[dict[str, Any]]
     others: list[Any]
@@ -171,14 +144,7 @@ class LiveSnapshots:
             self._confirmed = self._candidate
 
     def _copy(self, value: Any, room: Any = None) -> Any:
-        """A copy, in the memory of ``room`` where that fits: getting memory anew costs more than copying."""
-        if not isinstance(value, Tensor):
-            return copy.deepcopy(value)
-        device = self._device or value.device
-        spare = room.values if isinstance(room, _Copy) else None
-        if spare is not None and (spare.shape, spare.dtype, spare.device) == (value.shape, value.dtype, device):
-            return _Copy(spare.copy_(value.detach()), value.device)
-        return _Copy(value.detach().to(device, copy=True), value.device)
+        return copied(value, self._device, room)
 
     def _present(self, step: int, room: Moment | None = None) -> Moment:
         """The present; a ``room`` that is given is used up."""
@@ -199,7 +165,7 @@ class LiveSnapshots:
             buffers={name: self._copy(buffer, old_buffers.get(name)) for name, buffer in buffers.items()},
             state=state,
             groups=[{key: self._copy(value) for key, value in group.items() if key != "params"} for group in groups],
-            others=[copy.deepcopy(other.state_dict()) for other in self._stateful],
+            others=[self._copy(other.state_dict()) for other in self._stateful],
         )
 
     def _has_all(self, moment: Moment) -> bool:
@@ -267,16 +233,16 @@ class LiveSnapshots:
             del state[owner]
         for owner, held in moment.state.items():
             if isinstance(held, dict):
-                _put_back(state[owner], held)
+                put_back(state[owner], held)
             else:
-                state[owner] = _again(held)
+                state[owner] = again(held)
         failed = self._load_others(moment)
         kind = own_step(self._optimizer)
         for group, values in zip(self._optimizer.param_groups, moment.groups, strict=False):
             if self._schedules:
-                _put_back(group, values, keep="params")
+                put_back(group, values, keep="params")
             elif kind is not None:  # what it counts and estimates lies among the hyperparameters
-                group.update({key: _again(values[key]) for key in kind.kept if key in values})
+                group.update({key: again(values[key]) for key in kind.kept if key in values})
         if failed:
             raise RuntimeError(f"the model and its optimizer went back, but not {'; '.join(failed)}")
         return moment.step
@@ -286,7 +252,7 @@ class LiveSnapshots:
         failed = []
         for other, saved in zip(self._stateful, moment.others, strict=True):
             try:
-                other.load_state_dict(copy.deepcopy(saved))
+                other.load_state_dict(again(saved))
             except Exception as error:  # noqa: BLE001 - of somebody else's code; the others must go back all the same
                 failed.append(f"{type(other).__name__}, which is stateful: {error!r}")
         return failed

@@ -73,6 +73,16 @@ class Moderation:
         self._remember(calm)
         return calm, reasons
 
+    def ease(self, moves: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """What is the guard's own move, of any size, is held to the rates, the aftermath and the joint limit alone.
+
+        Returns:
+            Moves (N, L) in [-1, 1], and the reasons (N, L); nothing is remembered of them.
+        """
+        reasons = np.zeros(moves.shape, dtype=np.int64)
+        eased = self._limited(self._gentle(np.clip(moves, -1.0, 1.0), reasons), reasons)
+        return eased, reasons
+
     def _damped(self, moves: np.ndarray, reasons: np.ndarray) -> np.ndarray:
         factor = 1 - self.config.damping * self.wavering
         # What is left of an average of reversals long ago is no reason to touch a move.

@@ -17,6 +17,7 @@ class OwnStep:
         marks: keys of a parameter group that give it away when all are there.
         kept: keys under which it keeps its state in the parameter groups, outside of ``optimizer.state``.
         meaning: what a multiplier on the learning rate does there.
+        deaf_to: hyperparameters whose levers would do nothing, so that they are not available.
     """
 
     kind: str
@@ -24,6 +25,7 @@ class OwnStep:
     marks: frozenset[str]
     kept: frozenset[str]
     meaning: str
+    deaf_to: frozenset[str] = frozenset()
 
     def warning(self, name: str) -> str:
         """What to tell a user whose optimizer has this class name."""
@@ -54,6 +56,45 @@ OWN_STEPS = (
             "point at which it evaluates: govern lr alone"
         ),
     ),
+    # The rest are of torch.optim (2.13), known by their groups; tests/inner_training/test_own_step.py measures every one of them.
+    OwnStep(
+        kind="a size for each weight, by the signs of its gradients",
+        classes=(),
+        marks=frozenset(("etas", "step_sizes")),
+        kept=frozenset(),
+        meaning=(
+            "the learning rate is the size of the very first step alone, so the levers lr and grad_clip are not available, and "
+            "the guard cannot lower the rate after a rollback; give another optimizer to steer its rate"
+        ),
+        deaf_to=frozenset(("lr", "grad_clip")),
+    ),
+    OwnStep(
+        kind="a size that it works out for the next step at each one",
+        classes=(),
+        marks=frozenset(("lambd", "alpha", "t0")),
+        kept=frozenset(),
+        meaning="the multiplier takes effect one step late, also after a rollback, and so does the way back to 1",
+    ),
+    OwnStep(
+        kind="at most one over the root of the number of steps",
+        classes=(),
+        marks=frozenset(("beta2_decay",)),
+        kept=frozenset(),
+        meaning=(
+            "the multiplier scales the learning rate, which does nothing as long as it lies above that: at lr=0.01 from step "
+            "10,000 on; a smaller learning rate leaves it to the multiplier for longer"
+        ),
+    ),
+    OwnStep(
+        kind="several iterations, perhaps with a line search",
+        classes=(),
+        marks=frozenset(("history_size", "line_search_fn")),
+        kept=frozenset(),
+        meaning=(
+            "the multiplier scales each of its iterations, of which the later ones make up for the first; with a line search "
+            "it is only where that begins; with max_iter=1 and none it scales the step"
+        ),
+    ),
 )
 
 
@@ -65,6 +106,8 @@ def own_step(optimizer: torch.optim.Optimizer) -> OwnStep | None:
     >>> class Prodigy(torch.optim.SGD): ...
     >>> own_step(Prodigy([torch.zeros(1)], lr=1.0)).kind
     'a distance that it estimates'
+    >>> sorted(own_step(torch.optim.Rprop([torch.zeros(1)])).deaf_to)
+    ['grad_clip', 'lr']
     """
     names = [base.__name__.lower() for base in type(optimizer).__mro__]
     keys = set(optimizer.param_groups[0])

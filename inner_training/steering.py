@@ -113,7 +113,7 @@ class Steering:
         """
         before = self.multipliers.copy()
         proposed, targets = np.zeros_like(before), np.zeros(len(self.levers), dtype=bool)
-        governed = np.zeros(before.shape, dtype=bool)
+        governed, asked = np.zeros(before.shape, dtype=bool), np.zeros(before.shape, dtype=bool)
         names = [lever.name for lever in self.levers]
         listened = self._in_range()
         fired, refused = dict[str, np.ndarray](), np.zeros(self.num_runs, dtype=np.int64)
@@ -125,16 +125,21 @@ class Steering:
                 continue
             column = names.index(name)
             proposed[:, column] = actions[:, source]
-            targets[column], governed[:, column] = kind == "targets", listened
+            targets[column], governed[:, column], asked[:, column] = kind == "targets", listened, True
         after, reasons = self.guard.permit(proposed, targets, before, self.available, governed)
         reasons |= np.where(listened, 0, Reason.OUT_OF_RANGE)[:, None]
         for column, lever in enumerate(self.levers):
             if lever.hyperparameter == "lr":
                 over = after[:, column] * self.guard.caution > self.guard.ceiling
                 reasons[:, column] |= np.where(over & governed[:, column], Reason.ENVELOPE, 0)
-        self.multipliers = after
+        silent = asked & (~listened[:, None] | ~np.isfinite(proposed))
+        after, returning = self.guard.fall_back(silent, asked & ~silent, after, self.available)
+        self._move_to(after)
+        return Move(proposed, before, after.copy(), reasons | returning, fired, refused)
+
+    def _move_to(self, after: np.ndarray) -> None:
+        before, self.multipliers = self.multipliers, after
         self._moves = np.log(np.maximum(after, 1e-30)) - np.log(np.maximum(before, 1e-30))
-        return Move(proposed, before, after.copy(), reasons, fired, refused)
 
     def _in_range(self) -> np.ndarray:
         """(N,) bool: the last observation is one that the policy may have met in training (see ``ranges``)."""
@@ -147,11 +152,19 @@ class Steering:
         return inside
 
     def hold(self, reason: Reason = Reason.NONE) -> Move:
-        """The identity decision: every lever stays where it is."""
+        """The identity decision: every lever stays where it is, and nobody was asked; see ``abstain``."""
         self._moves = np.zeros_like(self._moves)
         still = self.multipliers.copy()
         codes = np.full(still.shape, int(reason), dtype=np.int64)
         return Move(proposed=np.zeros_like(still), before=still, after=still, reasons=codes)
+
+    def abstain(self, reason: Reason) -> Move:
+        """A decision without an answer of the policy: levers hold, or return towards null where that goes on for too
+        long (``GuardConfig.abstentions``)."""
+        before, everything = self.multipliers.copy(), np.ones(self.multipliers.shape, dtype=bool)
+        after, returning = self.guard.fall_back(everything, ~everything, before, self.available)
+        self._move_to(after)
+        return Move(np.zeros_like(before), before, after.copy(), int(reason) | returning)
 
     @property
     def lr_multiplier(self) -> np.ndarray:
@@ -210,7 +223,7 @@ class Steering:
 
     def adopt(self, state: Mapping[str, Any]) -> None:
         """Restores what ``standing`` gave."""
-        self.multipliers = np.asarray(state["multipliers"], dtype=np.float64)
+        self.multipliers = self.guard.within(np.asarray(state["multipliers"], dtype=np.float64))
         self.available = np.asarray(state["available"], dtype=bool)
         self._moves = np.asarray(state["moves"], dtype=np.float64)
         self._grad_average = np.asarray(state["grad_average"], dtype=np.float64)

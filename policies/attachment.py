@@ -28,7 +28,7 @@ from trimtab.policies.rules import RULES
 
 Mode = Literal["act", "advise"]
 UNMEASURED = ("progress", "base", "scale", "levers")  # groups of signals that need no telemetry
-FORMAT = 3  # of a saved state
+FORMAT = 4  # of a saved state
 SWITCH = "TRIMTAB_OFF"  # environment variable that switches every controller of a process off
 SWITCH_FILE = "TRIMTAB_OFF_FILE"  # environment variable with a path: while there is something, controllers are off
 DECIDE_EVERY = 10  # optimizer steps per decision where neither the user nor the policy says otherwise

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import platform
-from dataclasses import asdict
 from importlib.metadata import version
 from typing import Any
 
@@ -46,6 +45,6 @@ def header(optimizer: torch.optim.Optimizer, settings: Attachment) -> dict[str, 
         "total_steps": settings.total_steps,
         "decide_every": settings.decide_every,
         "mode": settings.mode,
-        "guard": asdict(settings.guard),
+        "guard": settings.guard.plain(),
         **({} if settings.audit is None else settings.audit.labels),
     }

@@ -55,7 +55,8 @@ class Controller:
         self._patience = max(PATIENCE, 2 * settings.decide_every)
         self._snapshots = None
         if settings.mode == "act" and settings.guard.rollback:
-            self._snapshots = LiveSnapshots(optimizer, settings.model, settings.stateful)
+            place = torch.device("cpu") if settings.guard.snapshots == "cpu" else None
+            self._snapshots = LiveSnapshots(optimizer, settings.model, settings.stateful, device=place)
         audit = None if settings.audit is None else Audit(settings.audit, audit_header.header(optimizer, settings))
         self._trail = Trail(signals, audit, settings.mode)
         self._window = attachment.measuring_window(signals, settings.decide_every)

@@ -19,13 +19,20 @@ from trimtab.inner_training.live_snapshot import LiveSnapshots
 from trimtab.inner_training.reading import Reading
 from trimtab.inner_training.steering import Move, Steering
 from trimtab.policies.attachment import Attachment
-from trimtab.policies.listening import Listener
+from trimtab.policies.listening import Listener, PolicyFault
 from trimtab.policies.outcomes import Losses, ln_losses
 from trimtab.policies.ranks import initialized
 from trimtab.policies.trail import Event
 
 HELD = (
-    Reason.FAULT | Reason.LOST | Reason.LATE | Reason.SWITCHED_OFF | Reason.ABSTAINED | Reason.APART | Reason.PARTED
+    Reason.FAULT
+    | Reason.UNREAD
+    | Reason.LOST
+    | Reason.LATE
+    | Reason.SWITCHED_OFF
+    | Reason.ABSTAINED
+    | Reason.APART
+    | Reason.PARTED
 )  # reasons for which the policy's answer, if there is one, is not used
 
 
@@ -95,7 +102,7 @@ class Outcome:
             before=before,
             after=after,
             applied=applied,
-            moved=bool((move.after != move.before).any()),
+            moved=bool(((move.after != move.before) & ((move.reasons & Reason.RETURNING) == 0)).any()),
             guarded=in_words(codes),
             rolled_back=self.rolled_back or "rollback" in self.fired,
             losses=self.losses,
@@ -155,8 +162,7 @@ class Decider:
                 self.run.release()
                 move = self.steering.hold(Reason.SWITCHED_OFF)
         except Exception as error:  # noqa: BLE001 - whatever it is, the training must not stop for it
-            self.failed(error)
-            move = self.steering.hold(Reason.FAULT)
+            move = self.steering.abstain(self.failed(error))
         self.pass_on(measure)
         fired = self.happen(event for event, runs in move.fired.items() if runs[0])
         return Outcome(
@@ -197,7 +203,7 @@ class Decider:
         observation = self.steering.observe(reading)
         actions = self.listener.ask(observation)
         if actions is None:
-            return observation, self.steering.hold(Reason.LATE)
+            return observation, self.steering.abstain(Reason.LATE)
         return observation, self.steering.decide(actions, self.settings.policy.levers)
 
     def _stand_back(self) -> Move:
@@ -220,10 +226,15 @@ class Decider:
         self.events.anchor.weigh()
         self.anchored = False
 
-    def failed(self, error: Exception) -> None:
-        """Says what went wrong in a decision."""
+    def failed(self, error: Exception) -> Reason:
+        """Says what went wrong in a decision, and whose fault it is."""
         name = self.settings.policy.name
-        self.run.hooks.say("decision", f"a decision of policy {name!r} failed, so every lever holds: {error!r}")
+        if isinstance(error, PolicyFault):
+            self.run.hooks.say("policy", f"policy {name!r} failed to answer, so every lever holds: {error}")
+            return Reason.FAULT
+        self.run.hooks.say("unread", "the run could not be measured or judged, which is no fault of policy "
+                           f"{name!r}, so every lever holds: {error!r}")  # fmt: skip
+        return Reason.UNREAD
 
     def pass_on(self, measure: bool) -> None:
         """An interval that has ended is done with."""

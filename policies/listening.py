@@ -7,10 +7,15 @@ from collections.abc import Callable
 
 import numpy as np
 
+from trimtab.errors import TrimtabError
 from trimtab.policies.policy import Policy
 
 SECONDS = 1.0  # that a policy may take for an answer, unless ``Controller.time_limit`` says otherwise
 LATE_ANSWERS = 3  # after which a policy is not asked any more
+
+
+class PolicyFault(TrimtabError):
+    """Raised when a policy fails to answer, and nothing else does; its cause is what the policy raised."""
 
 
 class Listener:
@@ -36,13 +41,19 @@ class Listener:
         """The policy's action (1, L) float64; None when it came too late.
 
         Raises:
-            ValueError: it is not of that shape.
+            PolicyFault: it raised, or its answer is not of that shape.
         """
         self.finite = True
         if self.late >= LATE_ANSWERS:
             return None
         began = time.monotonic()
-        proposed, state = self.policy.act(observation.copy(), self.state)  # which it may change, but not the audit's
+        try:
+            proposed, state = self.policy.act(
+                observation.copy(), self.state
+            )  # which it may change, but not the audit's
+            actions = np.asarray(proposed, dtype=np.float64)
+        except Exception as error:
+            raise PolicyFault(repr(error)) from error
         seconds, first, self._asked = time.monotonic() - began, not self._asked, True
         if not first and self.time_limit is not None and seconds > self.time_limit:
             self.late += 1
@@ -52,9 +63,8 @@ class Listener:
                 f"controller.time_limit, so every lever held; after {LATE_ANSWERS} such it is not asked any more",
             )
             return None
-        actions = np.asarray(proposed, dtype=np.float64)
         if actions.shape != (1, len(self.policy.levers)):
-            raise ValueError(f"actions of shape {actions.shape} for 1 run and {len(self.policy.levers)} levers")
+            raise PolicyFault(f"actions of shape {actions.shape} for 1 run and {len(self.policy.levers)} levers")
         self.finite = bool(np.isfinite(actions).all())
         if self.finite:  # else what a recurrent policy remembers may never be a number again
             self.state = state

@@ -115,6 +115,8 @@ class RanksDecider(Decider):
         code |= 0 if found == Reason.NOT_FINITE else found  # on all ranks alike it is the guard's to see to
         first, restorable = rows[:1], self._reports.restorable(reports)
         thought.health = Health(*(self._form.read(first, "health").T > 0))
+        if shared is not None:  # also where the guard failed on one rank: levers must move alike on all of them
+            self.steering.guard.trying = thought.health.kept | thought.health.resumed
         if self.goes_back(thought.health) and not restorable:
             moments = each(self._reports.moments(reports))
             self.run.hooks.say("apart in snapshots", f"ranks could go back to different steps {moments}, so none does")
@@ -132,8 +134,7 @@ class RanksDecider(Decider):
         try:
             return self.reading(measure), 0
         except Exception as error:  # noqa: BLE001 - whatever it is, the other ranks wait
-            self.failed(error)
-            return None, int(Reason.FAULT)
+            return None, int(self.failed(error))
 
     def _report(self, reading: Reading | None, code: int) -> np.ndarray:
         in_force = np.array([*self._standing(), self.run.lr_multiplier, self.run.clip])
@@ -163,8 +164,7 @@ class RanksDecider(Decider):
             if thought.observation is not None and not self.listener.finite:
                 thought.code |= int(Reason.NOT_FINITE)
         except Exception as error:  # noqa: BLE001 - whatever it is, the other ranks wait
-            self.failed(error)
-            thought.code = int(Reason.FAULT)
+            thought.code = int(self.failed(error))
         return thought
 
     def _conclusion(self, thought: Thought) -> np.ndarray:
@@ -203,7 +203,9 @@ class RanksDecider(Decider):
         if self._standing().tobytes() != standing.tobytes():
             self.steering.adopt(with_numbers(self._tree(), iter(standing.tolist())))
         if code:
-            return replace(self.steering.hold(Reason(code)), refused=np.array([code]))
+            off = code & Reason.SWITCHED_OFF  # which is no fault of the policy, whose levers are taken up again
+            move = self.steering.hold(Reason(code)) if off else self.steering.abstain(Reason(code))
+            return replace(move, refused=np.array([code]))
         fired = {name: of("fired")[:, place] > 0 for place, name in enumerate(self._fires)}
         reasons, refused = (of(name).astype(np.int64) for name in ("reasons", "refused"))
         return Move(of("proposed"), of("before"), of("after"), reasons, fired, refused[:, 0])

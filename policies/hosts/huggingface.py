@@ -132,7 +132,7 @@ class HuggingFaceHooks:
             "total_steps": options.total_steps,
             "decide_every": options.decide_every,
             "mode": options.mode,
-            "guard": asdict(guard) if isinstance(guard, GuardConfig) else guard,
+            "guard": guard.plain() if isinstance(guard, GuardConfig) else guard,
             "stateful": "objects" if options.stateful else [],
             "audit": {**asdict(audit), "path": path} if isinstance(audit, AuditFile) else path,
             "process_group": None if options.process_group is None else "object",

@@ -99,6 +99,15 @@ def test_reasons_are_given_in_words_where_there_are_any() -> None:
     assert info["multipliers"]["grad_clip"] == 1
 
 
+def test_bounds_of_the_scenario_hold_in_an_environment() -> None:
+    env = TrimtabEnv(scenario(guard={"bounds": {"lr": [0.5, 1.5]}}))
+    env.reset(seed=0)
+    for action, bound in ((1.0, 1.5), (-1.0, 0.5)):
+        infos = [env.step(np.array([action, 0, 0, 0], dtype=np.float32))[4] for _ in range(4)]
+        assert infos[-1]["multipliers"]["lr"] == bound
+        assert "outside its absolute bounds" in infos[-1]["reasons"]["lr"]
+
+
 def test_a_mixed_scenario_draws_its_family_from_the_seed() -> None:
     env = TrimtabEnv(scenario("tiny", "wide", action="multi-discrete"))
     drawn = [env.reset(seed=seed)[1]["family"].rpartition(":")[2] for seed in range(20)]

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from pydantic import ValidationError
 
 from trimtab.envs.catalogue import SCENARIOS
@@ -76,6 +77,19 @@ def test_guard_settings_are_those_of_the_guard() -> None:
     fields = {field.name: field.default for field in dataclasses.fields(GuardConfig)}
     assert GuardSettings().model_dump() == fields
     assert GuardSettings(backoff=0.5).config() == GuardConfig(backoff=0.5)
+
+
+def test_bounds_of_levers_are_read_written_and_refused() -> None:
+    given = {"bounds": {"lr": [0.1, 3], "momentum": [0.5, 1.0]}}
+    scenario = Scenario.of({**WHOLE, "guard": given})
+    assert scenario.guard.config() == GuardConfig(bounds={"lr": (0.1, 3.0), "momentum": (0.5, 1.0)})
+    assert yaml.safe_load(scenario.to_yaml())["guard"]["bounds"] == given["bounds"]
+    assert Scenario.of(yaml.safe_load(scenario.to_yaml())) == scenario == scenario.replace(interval=scenario.interval)
+    assert scenario.replace(guard=dataclasses.asdict(scenario.guard.config())) == scenario
+    with pytest.raises(ConfigError, match=r"guard.bounds: bounds of the lever 'lr' are \[2, 3\], which leaves out 1"):
+        Scenario.of({**WHOLE, "guard": {"bounds": {"lr": [2, 3]}}})
+    with pytest.raises(ConfigError, match="guard.bounds: unknown lever 'rate'"):
+        Scenario.of({**WHOLE, "guard": {"bounds": {"rate": [0.5, 3]}}})
 
 
 def test_extends() -> None:

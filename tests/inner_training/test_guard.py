@@ -230,6 +230,19 @@ def test_a_gradient_that_is_not_finite_is_never_other_data() -> None:
     assert seen[1:] == [(True, 0.3, 1), (True, pytest.approx(0.09), 2), (False, 0.3, 1)]
 
 
+def test_after_a_rollback_a_target_is_exact_and_caution_alone_lowers_the_rate() -> None:
+    made = Steering(resolve_levers(["lr"]), (), GuardConfig(), 2)
+    made.reset(np.ones(2, dtype=bool), {"lr": np.ones(2)})
+    for losses in ([0.1] * 3, [0.1, 5.0, 50.0]):
+        health = made.assess(reading(np.tile(np.array(losses)[:, None], 2)))
+    assert health.rollback.all()
+    target = made.decide(np.full((2, 1), 8.0), {"lr": "targets"})
+    assert target.after.tolist() == [[8.0], [8.0]] and not target.reasons.any()
+    assert made.lr_multiplier.tolist() == pytest.approx([0.3 * 8.0] * 2)
+    move = made.decide(np.ones((2, 1)), {"lr": "moves"})
+    assert (move.reasons & Reason.AFTERMATH).all() and (np.log(move.after / 8.0) < 0.5).all()
+
+
 @pytest.mark.parametrize("name", LIMITS)
 def test_settings_out_of_range_are_refused(name: str) -> None:
     low, high = LIMITS[name]

@@ -23,7 +23,7 @@ from tests.policies.made_up import learned
 import trimtab
 from trimtab.agents.audit_changes import changes_of
 from trimtab.errors import OutputExistsError, UserError
-from trimtab.inner_training.guard import GuardConfig
+from trimtab.inner_training.guard import GuardConfig, Reason, in_words
 from trimtab.policies import audit as writing
 from trimtab.policies.attach import attach
 from trimtab.policies.audit import AuditFile, read_audit, rounded, verify_audit
@@ -102,7 +102,7 @@ def test_a_policy_that_failed_is_told(tmp_path: Path) -> None:
     audited(path, Scripted([[0.5]], fail_at=1)).run(5)
     line = read_audit(path)[-1]
     assert line["proposed"] == {} and line["applied"] == {"lr": 0.5}
-    assert line["reason"] == "the policy raised an error, so every lever holds"
+    assert line["reason"] == in_words(Reason.FAULT)
 
 
 def test_each_line_is_on_the_disk_before_training_goes_on(tmp_path: Path) -> None:
@@ -200,7 +200,7 @@ def test_the_header_tells_all_that_is_needed_to_compare_and_nothing_personal(tmp
     loop = Loop(adamw, norm=True)
     loop.optimizer.add_param_group({"params": [torch.nn.Parameter(torch.zeros(3))]})
     where = AuditFile(path, data="waves", examples=256, project="demo")
-    config = GuardConfig(backoff=0.25)
+    config = GuardConfig(backoff=0.25, bounds={"lr": (0.1, 3)})
     loop.controller = attach(loop.optimizer, policy=bundle, audit=where, guard=config, total_steps=70)
     header = read_audit(path)[0]
     assert fits(header) and set(header) == {"kind", "sha256", *LINES["header"]}
@@ -209,6 +209,7 @@ def test_the_header_tells_all_that_is_needed_to_compare_and_nothing_personal(tmp
     assert header["optimizer"] == "AdamW" and header["parameter_groups"] == 2 and header["device"] == "cpu"
     assert header["model"] is None and header["model_parameters"] is None
     assert header["guard"]["backoff"] == 0.25 and header["guard"]["rollback_budget"] == 4
+    assert GuardConfig(**header["guard"]) == config
     assert (header["project"], header["data"], header["examples"]) == ("demo", "waves", 256)
     text = path.read_text()
     personal = {str(tmp_path), str(Path.cwd()), platform.node(), getpass.getuser(), str(Path.home())} - {"", "/"}

@@ -6,6 +6,7 @@ import copy
 import json
 import logging
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -239,11 +240,89 @@ def test_a_policy_that_raises_holds_and_is_said_once(caplog: pytest.LogCaptureFi
     caplog.set_level(logging.WARNING, "trimtab")
     loop, alone = Loop(sgd), Loop(lambda p: torch.optim.SGD(p, lr=0.025, momentum=0.9, weight_decay=1e-3))
     loop.controller = attach(loop.optimizer, policy=Scripted([[0.5], [0.1]], fail_at=1))
-    loop.run(30)
-    alone.run(30)
+    loop.run(20)
+    alone.run(20)
     assert torch.equal(loop.weights(), alone.weights())
-    assert "every lever holds" in loop.decisions[-1].reason and not loop.decisions[-1].acted
+    assert "every lever holds" in loop.decisions[14].reason and not loop.decisions[14].acted
     assert len(caplog.records) == 1 and "scripted failure" in caplog.text
+
+
+def _broken(*args: Any, **kwargs: Any) -> Any:
+    raise MemoryError("broken")
+
+
+class Wide(Scripted):
+    """Answers for a lever too many when it is told to."""
+
+    wide = False
+
+    def act(self, observations: np.ndarray, state: dict[str, Any]) -> tuple[np.ndarray, dict[str, Any]]:
+        actions, state = super().act(observations, state)
+        return np.repeat(actions, 1 + self.wide, 1), state
+
+
+POLICYS, OWN = "the policy raised", "could not be measured or judged, which is no fault of the policy"
+
+
+@pytest.mark.parametrize(
+    ("broken", "said", "logged"),
+    [
+        ("policy", POLICYS, "policy 'scripted' failed to answer, so every lever holds: FloatingPointError"),
+        ("shape", POLICYS, "policy 'scripted' failed to answer, .*: actions of shape"),
+        ("reading", OWN, "the run could not be .* no fault of policy 'scripted', .*: MemoryError"),
+        ("assess", OWN, "the run could not be .* no fault of policy 'scripted', .*: MemoryError"),
+        ("observe", OWN, "the run could not be .* no fault of policy 'scripted', .*: MemoryError"),
+        ("decide", OWN, "the run could not be .* no fault of policy 'scripted', .*: MemoryError"),
+        ("loss", OWN, "the run could not be .* no fault of policy 'scripted', .*: .*the mean loss is -1"),
+    ],
+)
+def test_whose_fault_it_is_is_said(
+    broken: str, said: str, logged: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caplog.set_level(logging.WARNING, "trimtab")
+    loop, policy = Loop(sgd), Wide([[0.5]])
+    loop.controller = attach(loop.optimizer, policy=policy)
+    if broken in ("policy", "shape"):
+        policy.fail_at, policy.wide = (0, False) if broken == "policy" else (None, True)
+    elif broken == "reading":
+        monkeypatch.setattr(loop.controller._run, "reading", _broken)
+    elif broken == "loss":
+        step = loop.controller.step
+        monkeypatch.setattr(loop.controller, "step", lambda loss: step(-loss.detach().sign()))
+    else:
+        monkeypatch.setattr(loop.controller._steering, broken, _broken)
+    loop.run(10)
+    (reason,) = {one.reason for one in loop.decisions if one.reason != "between decisions"}
+    assert [one for one in (POLICYS, OWN) if one in reason] == [said]
+    assert loop.controller.multipliers == {"lr": 0.5}
+    assert len(caplog.records) == 1 and re.search(logged, caplog.text)
+
+
+@pytest.mark.parametrize("kind", ["moves", "targets"])
+def test_levers_of_a_policy_that_goes_on_raising_return_to_null_until_it_answers(kind: Any) -> None:
+    policy = Scripted([[0.1], [0.1], [1.0]], levers={"lr": kind}, decide_every=1, fail_at=1)
+    loop = Loop(sgd)
+    loop.controller = attach(loop.optimizer, policy=policy)
+    loop.controller._steering.multipliers[:] = 0.1
+    rates = [loop.step() and loop.decisions[-1].applied["lr"] for _ in range(7)]
+    expected = [0.1, 0.1, 0.1, 0.1 * math.e, 0.1 * math.e**2, 1.0, 1.0]
+    assert rates == pytest.approx(expected)
+    told = [one.reason for one in loop.decisions]
+    assert ["returns towards null" in one for one in told] == [False] * 3 + [True] * 3 + [False]
+    assert not any("moved by the policy" in one for one in told), "it is the guard that moves it"
+    assert "the policy raised" in told[-1]
+    policy.fail_at = None
+    loop.step()
+    assert loop.decisions[-1].applied["lr"] == pytest.approx(math.exp(0.1) if kind == "moves" else 0.1)
+
+
+def test_a_controller_that_is_switched_off_takes_its_levers_up_again_where_they_were() -> None:
+    loop = Loop(sgd)
+    loop.controller = attach(loop.optimizer, policy=Scripted([[0.1]], decide_every=1))
+    loop.controller.switch_off()
+    loop.run(8)
+    loop.controller.switch_on()
+    assert loop.controller.multipliers == {"lr": 0.1}
 
 
 @pytest.mark.parametrize(("kind", "value"), [("moves", math.nan), ("targets", math.nan), ("moves", -math.inf)])

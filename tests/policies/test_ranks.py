@@ -45,7 +45,14 @@ def test_ranks_stay_the_same_for_a_thousand_decisions_among_faults(ranks: int, t
     for other in others:
         assert {name: other[name] for name in SAME} == {name: first[name] for name in SAME}
     assert first["steps"] == 1000 and first["finite"] and first["moved"] > 500 and first["rollbacks"] > 10
-    expected = (Reason.ABSTAINED, Reason.FAULT, Reason.SWITCHED_OFF, Reason.ROLLED_BACK, Reason.NOT_FINITE)
+    expected = (
+        Reason.ABSTAINED,
+        Reason.FAULT,
+        Reason.UNREAD,
+        Reason.SWITCHED_OFF,
+        Reason.ROLLED_BACK,
+        Reason.NOT_FINITE,
+    )
     assert {REASON_WORDS[reason] for reason in expected} <= set(first["reasons"])
     assert REASON_WORDS[Reason.APART] not in first["reasons"] and REASON_WORDS[Reason.PARTED] not in first["reasons"]
     assert any(f"rank {ranks - 1} abstained at step 13 (a loss is not finite" in line for line in first["logged"])
@@ -214,6 +221,31 @@ def late(rank: int, world: int) -> Any:
     return reasons[2], trace, standing_hash(controller)
 
 
+def returning(rank: int, world: int) -> Any:
+    """Where one rank abstains again and again, whatever fails there, levers return to null on all of them alike."""
+    training = Training(rank, world)
+    policy = Scripted([[0.1, 0.5]], levers={"lr": "targets", "momentum": "targets"}, decide_every=1)
+    controller = attached(training, policy)
+    found, assess = [], controller._steering.assess
+    for fails in ("policy", "guard"):
+        seen = []
+        for k in range(8):
+            if rank == 1 and k == 1:
+                policy.fail_at = 0 if fails == "policy" else None
+                controller._steering.assess = assess if fails == "policy" else _broken  # type: ignore[method-assign]
+            if k == 6:
+                policy.fail_at, controller._steering.assess = None, assess  # type: ignore[method-assign]
+            decision = controller.step(training.step())
+            hashes = training.weights_hash(), standing_hash(controller)
+            seen.append((decision.applied["lr"], decision.applied["momentum"], decision.reason, *hashes))
+        found.append(seen)
+    return found
+
+
+def _broken(*args: Any, **kwargs: Any) -> Any:
+    raise RuntimeError("broken")
+
+
 def in_groups(rank: int, world: int) -> Any:
     """A group of one decides alone; a group that is none, or another's, is refused."""
     alone = dist.new_group([rank], use_local_synchronization=True)
@@ -268,6 +300,7 @@ def several(rank: int, world: int, folder: str) -> dict[str, Any]:
         (unrestorable,),
         (half_restored, False),
         (late,),
+        (returning,),
         (in_groups,),
         (sharded,),
     ):
@@ -325,6 +358,15 @@ def test_one_rank_switches_all_off_at_a_decision(both: list[dict[str, Any]]) -> 
     assert [rate for rate, _, _ in seen] == [0.5] * 3 + [1.0] * 4 + [0.5] * 3
     assert [enabled for _, enabled, _ in seen] == [True] * 3 + [False] * 4 + [True] * 3
     assert "switched off" in seen[3][2] and "a rank abstained" in seen[3][2]
+
+
+def test_levers_return_to_null_together(both: list[dict[str, Any]]) -> None:
+    for seen in common(both, "returning"):
+        rates, momenta, reasons, *_ = zip(*seen, strict=True)
+        assert rates == pytest.approx([0.1] * 4 + [0.1 * np.e, 0.1 * np.e**2, 0.1, 0.1])
+        assert momenta == pytest.approx([0.5] * 4 + [0.5 * np.exp(0.3), 0.5 * np.exp(0.6), 0.5, 0.5])
+        told = ["returns towards null" in one and "a rank abstained" in one for one in reasons]
+        assert told == [False] * 4 + [True] * 2 + [False] * 2
 
 
 def test_a_state_loaded_on_one_rank_is_found_out(both: list[dict[str, Any]]) -> None:

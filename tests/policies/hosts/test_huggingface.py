@@ -34,7 +34,7 @@ def losses(callback: Any) -> list[float]:
 def test_it_is_a_callback_whose_state_can_be_exported(tmp_path: Path) -> None:
     from transformers.trainer_callback import ExportableState
 
-    callback = TrimtabCallback("cosine", guard=GuardConfig(rollback_budget=2))
+    callback = TrimtabCallback("cosine", guard=GuardConfig(rollback_budget=2, bounds={"lr": (0.1, 3)}))
     assert isinstance(callback, transformers.TrainerCallback) and isinstance(callback, ExportableState)
     other = TrimtabCallback.from_state(callback.state())
     assert replace(other._hosted.options, stateful=()) == callback._hosted.options and other.saved is None
