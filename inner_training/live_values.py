@@ -15,6 +15,8 @@ from trimtab.inner_training.levers import Lever
 # What only optimizers of this kind have: Adam kinds and Lion, RMSprop, Muon, Adadelta, Adagrad, Rprop, Adafactor.
 ADAPTIVE_MARKS = frozenset(("betas", "centered", "ns_steps", "rho", "initial_accumulator_value", "etas", "beta2_decay"))
 
+NUMBERS = (int, float, np.floating, np.integer, Tensor)  # that a parameter group may hold
+
 
 def read_value(group: dict[str, Any], hyperparameter: str) -> Any:
     """The value of a hyperparameter in a parameter group as it stands there, or None when the group has none.
@@ -28,7 +30,7 @@ def read_value(group: dict[str, Any], hyperparameter: str) -> Any:
     if hyperparameter == "momentum" and "centered" in group and group["momentum"] == 0:
         return None
     value = group["betas"][0] if hyperparameter == "momentum" and "betas" in group else group.get(hyperparameter)
-    return None if isinstance(value, bool) or not isinstance(value, int | float | Tensor) else value
+    return None if isinstance(value, bool) or not isinstance(value, NUMBERS) else value
 
 
 def is_adaptive(group: dict[str, Any]) -> bool:

@@ -19,6 +19,7 @@ __all__ = ["Audit", "AuditFile", "read_audit", "rounded", "rounded_all", "verify
 # A resumed run has these in common with the header of the audit that it goes on with.
 IDENTITY = ("policy", "policy_sha256", "levers", "optimizer", "parameters", "decide_every", "mode")
 LONGEST_LABEL = 200
+MOST_EXAMPLES = 10**15
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ class AuditFile:
     Attributes:
         path: a new file, or the audit of the run that is resumed.
         data: name of the data, by which audits are compared, at most 200 characters; None for not said.
-        examples: training examples, >= 1; None for not said.
+        examples: training examples, from 1 to 10^15; None for not said.
         project: name of the project, at most 200 characters; None for not said.
 
     >>> AuditFile("run.jsonl", data="digits", examples=1797).data
@@ -52,7 +53,7 @@ class AuditFile:
             if label is not None and has_half_characters(label):
                 raise UserError(f"{name} of an audit is {label!r}, which holds half a character; give whole ones")
         if self.examples is not None:
-            check_whole("examples of an audit", self.examples, 1, remedy="training examples, or None")
+            check_whole("examples of an audit", self.examples, 1, "training examples, or None", MOST_EXAMPLES)
 
     def __fspath__(self) -> str:
         """The path."""

@@ -15,7 +15,7 @@ from trimtab.inner_training.measurements import needs_of
 from trimtab.inner_training.module_parts import check_deadline
 from trimtab.inner_training.signals import resolve_signals
 from trimtab.inner_training.steering import Move
-from trimtab.policies import attachment, audit_header, remarks, saving
+from trimtab.policies import attachment, audit_header, optimizers, remarks, saving
 from trimtab.policies.attachment import Attachment
 from trimtab.policies.audit import Audit
 from trimtab.policies.deciding import Decider, Outcome, Parts, named
@@ -75,7 +75,7 @@ class Controller:
         )
         self._decider = Decider(parts, optimizer) if ranks is None else RanksDecider(parts, optimizer, ranks)
         self._between = Decision(False, self.multipliers, "between decisions", False)
-        attachment.ATTACHED.add(optimizer)
+        optimizers.ATTACHED.add(optimizer)
 
     def _before_first_step(self) -> None:
         if self._run.steps == 0 and (said := remarks.under_way(self._optimizer, self._settings.total_steps)):
@@ -205,7 +205,7 @@ class Controller:
         self._run.detach()
         self._detached = True
         self._between = Decision(False, self.multipliers, "detached", False)
-        attachment.ATTACHED.discard(self._optimizer)
+        optimizers.ATTACHED.discard(self._optimizer)
         self._run.hooks.safely("the audit", lambda: self._trail.write("detached", step=self._run.steps))
 
     # --- deciding -----------------------------------------------------------------------------------------------

@@ -12,12 +12,21 @@ from typing import Any, get_args
 
 import numpy as np
 
-from trimtab.errors import BundleError, ConfigError, MismatchError, UnknownNameError, UserError, unknown
+from trimtab.errors import (
+    BundleError,
+    ConfigError,
+    MismatchError,
+    RangeError,
+    UnknownNameError,
+    UserError,
+    check_whole,
+    unknown,
+)
 from trimtab.inner_training.events import EVENTS
 from trimtab.inner_training.levers import LEVERS
 from trimtab.inner_training.signals import all_signals
 from trimtab.policies import names
-from trimtab.policies.policy import Kind, Policy
+from trimtab.policies.policy import MOST_EVERY, Kind, Policy
 from trimtab.policies.rules import RULES, Factory, RuleEntry
 
 DEFAULT = "default"
@@ -97,8 +106,11 @@ def check_policy(policy: object, label: str) -> Policy:
     policy = check_protocol(policy, label)
     _check_names(label, policy)
     every = policy.decide_every
-    if every is not None and (not isinstance(every, int) or every < 1):
-        raise MismatchError(f"{label}: decide_every is {every!r}; it must be None or a whole number of at least 1")
+    if every is not None:
+        try:
+            check_whole(f"{label}: decide_every", every, 1, "optimizer steps, or None", MOST_EVERY)
+        except RangeError as error:
+            raise MismatchError(str(error)) from error
     _check_trial(label, policy)
     return policy
 

@@ -22,7 +22,11 @@ BUDGET = ("progress", "progress_available")  # signals that tell how much of a r
 
 def remarks(settings: Attachment, signals: Sequence[Signal], optimizer: torch.optim.Optimizer) -> dict[str, str]:
     """What can be said before a run begins, by what it is about."""
-    found = {"unknown signals": unknown_here(signals, settings.model), "budget": no_budget(settings)}
+    found = {
+        "unknown signals": unknown_here(signals, settings.model),
+        "budget": no_budget(settings),
+        "no decision": no_decision(settings),
+    }
     if (kind := own_step(optimizer)) is not None:
         found["own step"] = kind.warning(type(optimizer).__name__)
     return {what: said for what, said in found.items() if said}
@@ -50,6 +54,17 @@ def no_budget(settings: Attachment) -> str:
         f"policy {policy.name!r} reads how much of the run is left, and is not told: it does not know when the end is near, "
         f"decides every {settings.decide_every} steps however long the run is, and may do worse than it was judged to; give "
         "attach(..., total_steps=...)"
+    )
+
+
+def no_decision(settings: Attachment) -> str:
+    """What to say of a run that ends before its first interval does; empty of others."""
+    every, budget = settings.decide_every, settings.total_steps
+    if budget is None or every <= budget:
+        return ""
+    return (
+        f"decide_every={every} is more than total_steps={budget}: after the decision before the first step there would be no "
+        f"other, and nothing that the run does would be judged; give attach(..., decide_every=...) of {budget} or less"
     )
 
 
