@@ -52,7 +52,6 @@ class LiveRun:
         self.steps = self.position = 0
         self.probe = LiveProbe(interval)
         self._before_first = before_first
-        self._values = EffectiveValues(optimizer)
         self.lr_multiplier, self.clip, self.released = 1.0, float("inf"), False
         self._others: list[tuple[str, Callable[[float], float]]] = []
         self._assigned: list[tuple[str, float, float]] = []
@@ -61,6 +60,7 @@ class LiveRun:
         self._initial_lr = next((rate for rate in first if rate > 0), 0.0)
         self.deadline: float | None = None
         self._began = math.nan
+        self._values = EffectiveValues(optimizer)
         self.hooks = StepHooks(
             optimizer,
             Moments(before=self._write, gradients=self._gradients, after=self._updated, outside=self._values.restore),
@@ -69,6 +69,12 @@ class LiveRun:
         self._given_up = False
         self._further = LiveMeasurements(self.hooks.safely)
         self._further.last_step = interval == 1
+        try:
+            self._values.attach()
+            self.hooks.attach()
+        except BaseException:
+            self.detach()
+            raise
 
     def measure(self, names: Sequence[str], model: nn.Module | None, every: int = PROBE_EVERY) -> None:
         """Takes further measurements, as ``Population.measure``; without the model, on gradients alone."""

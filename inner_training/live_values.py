@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.hooks import RemovableHandle
 
 from trimtab.inner_training.levers import Lever
 
@@ -77,12 +78,17 @@ class EffectiveValues:
         self._optimizer = optimizer
         self._replaced: list[tuple[dict[str, Any], str, Any, Any]] = []
         self._overwritten: list[tuple[Tensor, Tensor]] = []
-        self._handle = optimizer.register_state_dict_post_hook(self._saved)
+        self._handles: list[RemovableHandle] = []
+
+    def attach(self) -> None:
+        """From now on a state that the optimizer gives inside a step holds the scheduled values."""
+        self._handles.append(self._optimizer.register_state_dict_post_hook(self._saved))
 
     def detach(self) -> None:
         """Puts the scheduled values back, and lets go of the optimizer."""
         self.restore()
-        self._handle.remove()
+        for handle in self._handles:
+            handle.remove()
 
     def scheduled(self, group: dict[str, Any]) -> dict[str, Any]:
         """A parameter group as the schedule has it: the group itself outside a step, a copy while values are in force.

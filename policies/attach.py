@@ -57,7 +57,8 @@ def attach(
         The controller, which has taken its first decision.
 
     Raises:
-        UserError: an argument cannot be used; nothing has been touched then.
+        UserError: an argument cannot be used. Whatever is raised, Ctrl-C too, nothing is left behind: no hook, no
+            registration, no new audit.
     """
     ranks = ranks_of(process_group)
 
@@ -79,6 +80,6 @@ def attach(
         )
         return Controller(optimizer, settings, ranks)
 
-    controller = make() if ranks is None else ranks.together(make, Controller.detach, Controller.common)
+    controller = make() if ranks is None else ranks.together(make, Controller.withdraw, Controller.common)
     controller.begin()
     return controller

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 from collections.abc import Mapping, Sequence
@@ -121,17 +122,23 @@ class Audit:
         self._feed = b""  # what the last line lacks
         self._resuming: dict[str, Any] | None = None
         self._held: list[Mapping[str, Any]] = []
+        self._made = False
         header = {"kind": "header", "format": FORMAT, **header}
+        first = {**header, "time": now()}
         try:
             self.path = self.path.absolute()
             self.path.open("xb").close()
         except FileExistsError:
             self._go_on(header)
         except (OSError, ValueError) as error:  # such as a character that the file system does not know
-            why = getattr(error, "strerror", None) or error
-            raise UserError(f"audit file {str(self.path)!r} cannot be written: {why}") from error
+            raise self._unwritable(error) from error
         else:
-            self._begin({**header, "time": now()})
+            self._made = True
+            self._begin(first)
+
+    def _unwritable(self, error: Exception) -> UserError:
+        why = getattr(error, "strerror", None) or error
+        return UserError(f"audit file {str(self.path)!r} cannot be written: {why}")
 
     def _begin(self, header: Mapping[str, Any]) -> None:
         try:
@@ -140,7 +147,7 @@ class Audit:
             self.path.unlink(missing_ok=True)
             if not isinstance(error, OSError):
                 raise
-            raise UserError(f"audit file {str(self.path)!r} cannot be written: {error.strerror}") from error
+            raise self._unwritable(error) from error
 
     def _go_on(self, header: Mapping[str, Any]) -> None:
         refused = f"audit file {str(self.path)!r} exists and is not overwritten; give another path"
@@ -162,6 +169,13 @@ class Audit:
             "torn": trace.verdict.torn,
             "differs": {key: value for key, value in header.items() if trace.header.get(key) != value},
         }
+
+    def withdraw(self) -> None:
+        """Takes the file away, if it was made for this audit and nobody else has written to it."""
+        if self._made:
+            with contextlib.suppress(OSError):  # somebody else has seen to it
+                if self.path.stat().st_size == self._end:
+                    self.path.unlink()
 
     def write(self, kind: str, **fields: Any) -> None:
         """Appends one line."""

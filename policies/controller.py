@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from trimtab.inner_training.live_run import LiveRun
 from trimtab.inner_training.live_snapshot import LiveSnapshots
 from trimtab.inner_training.measurements import needs_of
 from trimtab.inner_training.module_parts import check_deadline
-from trimtab.inner_training.signals import resolve_signals
+from trimtab.inner_training.signals import Signal, resolve_signals
 from trimtab.inner_training.steering import Move
 from trimtab.policies import attachment, audit_header, optimizers, remarks, saving
 from trimtab.policies.attachment import Attachment
@@ -53,23 +52,35 @@ class Controller:
         self._decided_at, self._detached, self._enabled = 0, False, True
         self._switch_file = attachment.switch_file()
         self._patience = max(PATIENCE, 2 * settings.decide_every)
+        self._window = attachment.measuring_window(signals, settings.decide_every)
+        self._listener = Listener(self._policy)
         self._snapshots = None
         if settings.mode == "act" and settings.guard.rollback:
             self._snapshots = LiveSnapshots(optimizer, settings.model, settings.stateful)
-        audit = None if settings.audit is None else Audit(settings.audit, audit_header.header(optimizer, settings))
-        self._trail = Trail(signals, audit, settings.mode)
-        self._window = attachment.measuring_window(signals, settings.decide_every)
-        self._run = LiveRun(optimizer, self._window, self._before_first_step)
-        self._run.measure(needs_of(signals), settings.model)
-        self._listener = Listener(self._policy, self._run.hooks.say)
+        self._audit: Audit | None = None
+        header = audit_header.header(optimizer, settings)
+        self._run = optimizers.hooked(optimizer, self._window, self._before_first_step)
+        try:  # from here on there is something to take back
+            if settings.audit is not None:
+                self._audit = Audit(settings.audit, header)
+            self._trail = Trail(signals, self._audit, settings.mode)
+            self._set_up(signals, ranks)
+        except BaseException:
+            self.withdraw()
+            raise
+
+    def _set_up(self, signals: Sequence[Signal], ranks: Ranks | None) -> None:
+        settings, optimizer, run = self._settings, self._optimizer, self._run
+        run.measure(needs_of(signals), settings.model)
+        self._listener.say = run.hooks.say
         for what, said in remarks.remarks(settings, signals, optimizer).items():
-            self._run.hooks.say(what, said)
-        self._steering.reset(np.ones(1, dtype=bool), self._run.base(self._steering.levers))
-        self._steering.available[0] = [self._run.available(lever) for lever in self._steering.levers]
+            run.hooks.say(what, said)
+        self._steering.reset(np.ones(1, dtype=bool), run.base(self._steering.levers))
+        self._steering.available[0] = [run.available(lever) for lever in self._steering.levers]
         parts = Parts(
             settings=settings,
             steering=self._steering,
-            run=self._run,
+            run=run,
             snapshots=self._snapshots,
             listener=self._listener,
         )
@@ -208,6 +219,14 @@ class Controller:
         optimizers.ATTACHED.discard(self._optimizer)
         self._run.hooks.safely("the audit", lambda: self._trail.write("detached", step=self._run.steps))
 
+    def withdraw(self) -> None:
+        """Leaves everything as if it had never been attached: also an audit that was newly made is removed again."""
+        self._detached = True
+        optimizers.ATTACHED.discard(self._optimizer)
+        self._run.detach()
+        if self._audit is not None:
+            self._audit.withdraw()
+
     # --- deciding -----------------------------------------------------------------------------------------------
 
     def common(self) -> dict[str, Any]:
@@ -222,8 +241,12 @@ class Controller:
         }
 
     def begin(self) -> None:
-        """Takes the first decision; ``attach`` calls it."""
-        self._decide(measure=False)
+        """Takes the first decision; ``attach`` calls it. Where that is interrupted, it was never attached."""
+        try:
+            self._decide(measure=False)
+        except BaseException:
+            self.withdraw()
+            raise
 
     def _decide(self, *, measure: bool) -> Decision:
         before, step = self.multipliers, self._run.steps

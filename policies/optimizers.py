@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import reprlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 from weakref import WeakSet
 
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from trimtab.errors import UserError, shown
+from trimtab.inner_training.live_run import LiveRun
 
 ATTACHED: WeakSet[torch.optim.Optimizer] = WeakSet()  # optimizers that have a controller
 
@@ -42,6 +43,17 @@ def check_optimizer(optimizer: object, model: nn.Module | None) -> None:
             )
     if model is not None:
         _check_model(model, trained)
+
+
+def hooked(optimizer: torch.optim.Optimizer, interval: int, before_first: Callable[[], None]) -> LiveRun:
+    """The run behind an optimizer, whose steps are hooked from now on; ``UserError`` where it takes no hooks."""
+    try:
+        return LiveRun(optimizer, interval, before_first)
+    except Exception as error:  # of an optimizer of somebody else's
+        raise UserError(
+            f"{type(optimizer).__name__} does not take the hooks of a controller ({error!r}); give an optimizer that keeps the "
+            "hooks and the step of torch.optim.Optimizer"
+        ) from error
 
 
 def parameters_of(optimizer: torch.optim.Optimizer) -> list[Tensor]:

@@ -6,9 +6,10 @@ import importlib
 import inspect
 import os
 import re
+import reprlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, cast, get_args
 
 import numpy as np
 
@@ -28,9 +29,12 @@ from trimtab.inner_training.signals import all_signals
 from trimtab.policies import names
 from trimtab.policies.policy import MOST_EVERY, Kind, Policy
 from trimtab.policies.rules import RULES, Factory, RuleEntry
+from trimtab.policies.strict_json import has_half_characters
 
 DEFAULT = "default"
 DEFAULT_BUNDLE = Path(__file__).parent / "bundled" / DEFAULT
+
+LONGEST = 200  # characters of a policy's name
 
 _OBJECT = re.compile(r"([A-Za-z_][\w.]*):([A-Za-z_][\w.]*)")
 
@@ -117,17 +121,24 @@ def check_policy(policy: object, label: str) -> Policy:
 
 def check_protocol(policy: object, label: str) -> Policy:
     """Verifies no more than that an object has what a policy has; ``MismatchError`` names what it lacks."""
-    missing = [
-        name for name in ("name", "signals", "levers", "decide_every", "init", "act") if not hasattr(policy, name)
-    ]
-    if missing or not isinstance(policy, Policy) or isinstance(policy, type):
+    wanted = ("name", "signals", "levers", "decide_every", "init", "act")
+    try:
+        missing = [name for name in wanted if not hasattr(policy, name)]
+        fits = not missing and isinstance(policy, Policy) and not isinstance(policy, type)
+    except Exception as error:  # of a user's properties
+        raise MismatchError(f"{label} is not a policy: asked for its attributes, it raised {error!r}") from error
+    if not fits:
         lack = f"it has no {', '.join(missing)}" if missing else "it is a class; give an instance"
         raise MismatchError(f"{label} is not a policy: {lack}")
-    return policy
+    return cast(Policy, policy)
 
 
 def _check_names(label: str, policy: Policy) -> None:
     signals, levers = policy.signals, policy.levers
+    if not isinstance(policy.name, str) or not 0 < len(policy.name) <= LONGEST or has_half_characters(policy.name):
+        raise MismatchError(
+            f"{label}: name is {reprlib.repr(policy.name)}; it must be a text of 1 to {LONGEST} whole characters"
+        )
     if not isinstance(signals, tuple) or len(set(signals)) < len(signals):
         raise MismatchError(f"{label}: signals is {signals!r}; it must be a tuple of different signal names")
     if not isinstance(levers, Mapping) or not levers:

@@ -145,7 +145,7 @@ class Hosted:
             try:
                 controller.load_state_dict(saved)
             except BaseException:
-                controller.detach()
+                controller.withdraw()
                 raise
         self._losses.clear()
         self.controller, self.seen = controller, controller.steps
