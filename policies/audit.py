@@ -18,7 +18,7 @@ from trimtab.policies.strict_json import has_half_characters
 __all__ = ["Audit", "AuditFile", "read_audit", "rounded", "rounded_all", "verify_audit"]
 
 # A resumed run has these in common with the header of the audit that it goes on with.
-IDENTITY = ("policy", "policy_sha256", "levers", "optimizer", "parameters", "decide_every", "mode")
+IDENTITY = ("policy", "policy_sha256", "levers", "optimizer", "parameters", "decide_every")
 LONGEST_LABEL = 200
 MOST_EXAMPLES = 10**15
 
@@ -121,6 +121,7 @@ class Audit:
         self._torn = b""  # of a line that was never finished: what may lie behind the end
         self._feed = b""  # what the last line lacks
         self._resuming: dict[str, Any] | None = None
+        self._turned: dict[str, Any] | None = None  # what a line says of a run that goes on in another mode
         self._held: list[Mapping[str, Any]] = []
         self._made = False
         header = {"kind": "header", "format": FORMAT, **header}
@@ -165,6 +166,9 @@ class Audit:
         self._last, self._end = trace.verdict.last, len(content) - trace.verdict.torn
         self._torn = content[self._end :]
         self._feed = b"" if self._torn or content.endswith(b"\n") else b"\n"
+        before, mode = trace.modes[-1], str(header.get("mode"))
+        if before != mode:
+            self._turned = {"before": before, "mode": mode}
         self._resuming = {
             "torn": trace.verdict.torn,
             "differs": {key: value for key, value in header.items() if trace.header.get(key) != value},
@@ -184,7 +188,8 @@ class Audit:
     def append(self, contents: Sequence[Mapping[str, Any]]) -> None:
         """Appends lines, all of them in one write.
 
-        A file that goes on is first said to: with the line ``resumed`` where the run's state was loaded. Until then the
+        A file that goes on is first said to: with the line ``resumed`` where the run's state was loaded, and the line
+        ``mode`` where it goes on in another mode. Until then the
         first decision of the new controller is held back, since loading a state makes it void.
 
         Args:
@@ -200,8 +205,10 @@ class Audit:
                 self._held = list(contents)
                 return
             first = contents[0] if resumed else {"kind": "resumed", "step": 0, "time": now()}
-            told = {**first, **self._resuming}
-            contents = [told, *contents[1:]] if resumed else [told, *self._held, *contents]
+            told: list[Mapping[str, Any]] = [{**first, **self._resuming}]
+            if self._turned is not None:
+                told.append({"kind": "mode", "step": first["step"], "time": first["time"], **self._turned})
+            contents = [*told, *contents[1:]] if resumed else [*told, *self._held, *contents]
             self._resuming, self._held = None, []
         pending = [{"kind": "lost", "lines": self._lost}, *contents] if self._lost else contents
         last, lines = self._last, []

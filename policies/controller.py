@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from trimtab.errors import UserError
 from trimtab.inner_training.live_snapshot import LiveSnapshots
 from trimtab.inner_training.measurements import needs_of
 from trimtab.inner_training.module_parts import check_deadline
@@ -210,7 +211,11 @@ class Controller:
         return self._trail.journal.text(self._policy.name, self._run.steps, self._settings.mode, now)
 
     def detach(self) -> None:
-        """Leaves the optimizer as it was; the controller then does nothing any more."""
+        """Leaves the optimizer as it was; the controller then does nothing any more, and can be detached again.
+
+        ``step`` may still be called, and only says "detached"; ``summary`` and ``state_dict`` tell how it ended;
+        ``load_state_dict`` is refused.
+        """
         if self._detached:
             return
         self._run.detach()
@@ -312,15 +317,22 @@ class Controller:
         A run that was only advised may go on as one that is steered, and the other way round: from null multipliers.
 
         Raises:
+            UserError: the controller was detached.
             MismatchError: the state is of another policy or setting, or damaged, or the scheduled learning rate is not
                 the one that it was saved with; nothing has been changed then.
         """
+        if self._detached:
+            raise UserError(
+                "this controller was detached and steers nothing any more; call trimtab.attach again, and load the state there"
+            )
         settings, steering = self._settings, self._steering
         saving.check_state(state, saving.expected(settings, steering, self._optimizer, self._run.scheduled_lr))
         steering.load_state_dict(state["steering"])
         self._listener.state = from_plain(state["policy_state"])
         self._run.load_state_dict(state["run"])
         self._trail.journal.load_state_dict(state["journal"])
+        if state["mode"] != settings.mode:
+            self._trail.journal.ledger.turn()
         self._decided_at, self._decider.val_loss = int(state["decided_at"]), float(state["val_loss"])
         self._decider.resume()
         for what, said in saving.remarks(state, settings.total_steps).items():
