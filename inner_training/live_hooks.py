@@ -86,8 +86,9 @@ class StepHooks:
     def outside(self) -> None:
         """No step is under way, whatever it may have looked like."""
         if self._inside:
-            self._depth, self._inside = 0, False
+            self._depth = 0
             self.moments.outside()
+            self._inside = False  # now: broken off, it is done again
 
     def detach(self) -> None:
         """Removes the hooks and the wrapper, and lets go of the run, which may be large."""

@@ -254,9 +254,19 @@ class Controller:
             raise
 
     def _decide(self, *, measure: bool) -> Decision:
+        """Takes a decision, all of it: Ctrl-C comes afterwards, or breaks the policy off and every lever holds."""
+        decider = self._decider
+        with decider.interrupts.held():
+            decision = self._conclude(measure)
+            interruption, decider.interruption = decider.interruption, None
+        if interruption is not None:
+            raise interruption
+        return decision
+
+    def _conclude(self, measure: bool) -> Decision:
         before, step = self.multipliers, self._run.steps
-        outcome = self._decider.decide(measure=measure, wanted=self._wanted)
         self._decided_at = step
+        outcome = self._decider.decide(measure=measure, wanted=self._wanted)
         after = self._take_effect(outcome.move)
         decision = self._note(step, outcome, before, after)
         if said := remarks.no_validation(self._policy.name, self._steering.signals, self._trail.journal):
@@ -270,7 +280,7 @@ class Controller:
         if not self.enabled:
             return self.multipliers
         if self._settings.mode == "act":
-            self._run.hooks.safely("applying multipliers", lambda: self._run.apply(self._steering))
+            self._decider.safely("applying multipliers", lambda: self._run.apply(self._steering))
             return self.multipliers
         advised = named(self._moved, move.after[0])
         self._steering.multipliers[:] = 1.0
@@ -282,8 +292,8 @@ class Controller:
         event = outcome.event(
             step=step, levers=self._moved, before=before, after=after, applied=applied, why=self._listener.why
         )
-        self._run.hooks.safely("the audit", lambda: self._trail.note(event))
         self._between = Decision(False, applied, "between decisions", False)
+        self._decider.safely("the audit", lambda: self._trail.note(event))
         reason = event.reason(self._settings.mode)
         return Decision(applied != before or event.rolled_back, applied, reason, event.rolled_back)
 
