@@ -6,6 +6,7 @@ import math
 import signal
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -136,13 +137,25 @@ def press_at(n: int, pressed: list[str]) -> Any:
     left = [n]
 
     def trace(frame: FrameType, event: str, argument: Any) -> None:
-        if frame.f_globals.get("__name__", "").startswith("trimtab."):
+        if frame.f_globals.get("__name__", "").startswith("trimtab.") and frame.f_code.co_name != "<genexpr>":
             left[0] -= 1
             if left[0] == 0:
                 pressed.append(frame.f_code.co_name)
                 signal.raise_signal(signal.SIGINT)
 
     return trace
+
+
+def traced(act: Callable[[bool], Any], trace: Any) -> Callable[[bool], Any]:
+    def act_traced(measure: bool) -> Any:
+        before = sys.gettrace()
+        sys.settrace(trace)
+        try:
+            return act(measure)
+        finally:
+            sys.settrace(before)
+
+    return act_traced
 
 
 @pytest.mark.parametrize("spoiled", [False, True])
@@ -153,16 +166,8 @@ def test_ctrl_c_at_any_moment_of_a_decision(spoiled: bool, tmp_path: Path) -> No
         loop = audited(path, Scripted(TABLE, signals=("started", "val_slope"))).run(14)
         controller = loop.controller
         assert controller is not None
-        whole, tracing = controller._conclude, sys.gettrace()
-
-        def conclude(measure: bool, n: int = n, whole: Any = whole, pressed: list[str] = pressed) -> Any:
-            sys.settrace(press_at(n, pressed))
-            try:
-                return whole(measure)
-            finally:
-                sys.settrace(tracing)
-
-        controller._conclude = conclude  # type: ignore[method-assign]
+        whole = controller._conclude
+        controller._conclude = traced(whole, press_at(n, pressed))  # type: ignore[method-assign]
         broken = False
         try:
             loop.step(spoil=math.nan if spoiled else None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +16,7 @@ from tests.policies.live import Loop, Scripted, adamw
 from torch import nn
 
 from trimtab.errors import MismatchError, UserError
-from trimtab.policies import remarks
+from trimtab.policies import interrupts, remarks
 from trimtab.policies.attach import attach
 from trimtab.policies.hosts.hosted import Hosted, HostOptions
 from trimtab.policies.optimizers import ATTACHED
@@ -30,7 +31,8 @@ def standing(optimizer: torch.optim.Optimizer, model: nn.Module, folder: Path) -
     forward = [list(held) for name, held in vars(model).items() if name.endswith("_hooks")]
     files = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
     groups = [{key: value for key, value in one.items() if key != "params"} for one in optimizer.param_groups]
-    return own.get("step"), hooks, forward, optimizer in ATTACHED, files, groups
+    handler = signal.getsignal(signal.SIGINT)
+    return own.get("step"), hooks, forward, optimizer in ATTACHED, files, groups, handler
 
 
 class Failing(Scripted):
@@ -119,7 +121,10 @@ def nth_call(n: int) -> Callable[[FrameType, str, Any], None]:
     left = [n]
 
     def trace(frame: FrameType, event: str, argument: Any) -> None:
-        if frame.f_globals.get("__name__", "").startswith("trimtab."):
+        name = frame.f_globals.get(
+            "__name__", ""
+        )  # a generator's end, and a handler that holds it, cannot be interrupted
+        if name.startswith("trimtab.") and name != interrupts.__name__ and frame.f_code.co_name != "<genexpr>":
             left[0] -= 1
             if left[0] == 0:
                 raise KeyboardInterrupt
