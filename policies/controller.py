@@ -232,6 +232,10 @@ class Controller:
         if self._audit is not None:
             self._audit.withdraw()
 
+    def not_resumed(self, done: int | None) -> None:
+        """Says that a host has restored a checkpoint of so many steps (None: unknown) which holds no controller's state."""
+        self._run.hooks.say("under way", remarks.not_resumed(done, self._settings))
+
     # --- deciding -----------------------------------------------------------------------------------------------
 
     def common(self) -> dict[str, Any]:

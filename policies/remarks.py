@@ -82,6 +82,25 @@ def no_validation(name: str, signals: Sequence[Signal], journal: Journal) -> str
     )
 
 
+def not_resumed(done: int | None, settings: Attachment) -> str:
+    """What to say of a host's checkpoint that was saved without a controller.
+
+    Args:
+        done: optimizer steps that the host had made; None where it does not say.
+        settings: of the controller that begins now.
+    """
+    budget, at = settings.total_steps, "" if done is None else f" of step {done}"
+    left = ""
+    if budget is not None and done is not None and done < budget:
+        left = f"; give total_steps={budget - done} for what is left"
+    counts = "0" if budget is None else f"0 of total_steps={budget}"
+    return (
+        f"the checkpoint{at} holds no state of a controller, as it was saved without one: this controller begins at null "
+        f"multipliers and counts from {counts}, so that a policy which follows the budget begins anew and does not come to its "
+        f"end, and what is usual in this run is unknown to it at first{left}; checkpoints saved from now on hold its state"
+    )
+
+
 def under_way(optimizer: torch.optim.Optimizer, total_steps: int | None) -> str:
     """What to say of an optimizer that has made steps before a controller's first; empty where it has not."""
     states = [held for held in optimizer.state.values() if isinstance(held, dict) and held]
