@@ -57,8 +57,7 @@ def attach(
         The controller, which has taken its first decision.
 
     Raises:
-        UserError: an argument cannot be used. Whatever is raised, Ctrl-C too, nothing is left behind: no hook, no
-            registration, no new audit.
+        UserError: an argument cannot be used. Whatever is raised, Ctrl-C too, no hook or new audit is left behind.
     """
     ranks = ranks_of(process_group)
 

@@ -15,12 +15,11 @@ from trimtab.inner_training.measurements import needs_of
 from trimtab.inner_training.module_parts import check_deadline
 from trimtab.inner_training.signals import Signal, resolve_signals
 from trimtab.inner_training.steering import Move
-from trimtab.policies import attachment, audit_header, optimizers, remarks, saving
+from trimtab.policies import attachment, audit_header, optimizers, remarks, resuming
 from trimtab.policies.attachment import Attachment
 from trimtab.policies.audit import Audit
 from trimtab.policies.deciding import Decider, Outcome, Parts, named
 from trimtab.policies.listening import Listener
-from trimtab.policies.plain import from_plain, to_plain
 from trimtab.policies.ranks import Ranks
 from trimtab.policies.together import RanksDecider
 from trimtab.policies.trail import Decision, Trail
@@ -309,21 +308,7 @@ class Controller:
         Save it between steps, together with model, optimizer and scheduler. Saved between the two sampled steps of
         an interval, that interval's inner product of gradients is unknown after loading.
         """
-        rate = 1.0 if self._settings.mode == "advise" else float(self._steering.lr_multiplier[0])
-        return {
-            **self._settings.identity(self._optimizer),
-            "mode": self._settings.mode,
-            "total_steps": self._settings.total_steps,
-            "lr_multiplier": rate,
-            "effective_lr": [scheduled * rate for scheduled in self._run.scheduled_lr],
-            "decided_at": self._decided_at,
-            "val_loss": float(self._decider.val_loss),
-            "anchor": self._decider.anchored,
-            "steering": self._steering.state_dict(),
-            "policy_state": to_plain(self._listener.state),
-            "run": self._run.state_dict(),
-            "journal": self._trail.journal.state_dict(),
-        }
+        return resuming.state_of(self._decider, self._trail.journal, self._decided_at)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restores what ``state_dict`` gave; model, optimizer and scheduler must have been restored before.
@@ -339,24 +324,12 @@ class Controller:
             raise UserError(
                 "this controller was detached and steers nothing any more; call trimtab.attach again, and load the state there"
             )
-        settings, steering = self._settings, self._steering
-        saving.check_state(state, saving.expected(settings, steering, self._optimizer, self._run.scheduled_lr))
-        steering.load_state_dict(state["steering"])
-        self._listener.state = from_plain(state["policy_state"])
-        self._run.load_state_dict(state["run"])
-        self._trail.journal.load_state_dict(state["journal"])
-        if state["mode"] != settings.mode:
-            self._trail.journal.ledger.turn()
-        self._decided_at, self._decider.val_loss = int(state["decided_at"]), float(state["val_loss"])
-        self._decider.resume()
-        for what, said in saving.remarks(state, settings.total_steps).items():
-            self._run.hooks.say(what, said)
-        if settings.mode == "advise":
-            steering.multipliers[:] = 1.0
-        elif self.enabled:
-            self._run.apply(steering)
-        if self._snapshots is not None:
-            self._snapshots.clear()
-            self._run.before_first(self._before_first_step)
-        self._between = Decision(False, self.multipliers, "between decisions", False)
-        self._run.hooks.safely("the audit", lambda: self._trail.write("resumed", step=self._run.steps))
+        with self._decider.interrupts.held():
+            self._decided_at = resuming.take_over(state, self._decider, self._trail.journal)
+            if self._settings.mode == "act" and self.enabled:
+                self._run.apply(self._steering)
+            if self._snapshots is not None:
+                self._snapshots.clear()
+                self._run.before_first(self._before_first_step)
+            self._between = Decision(False, self.multipliers, "between decisions", False)
+            self._run.hooks.safely("the audit", lambda: self._trail.write("resumed", step=self._run.steps))
