@@ -50,8 +50,7 @@ class LiveRun:
     ) -> None:
         self.optimizer, self.interval = optimizer, interval
         self.steps = self.position = 0
-        self.probe = LiveProbe(interval)
-        self._before_first = before_first
+        self.probe, self._before_first = LiveProbe(interval), before_first
         self.lr_multiplier, self.clip, self.released = 1.0, float("inf"), False
         self._others: list[tuple[str, Callable[[float], float]]] = []
         self._assigned: list[tuple[str, float, float]] = []
@@ -59,14 +58,13 @@ class LiveRun:
         first = [float(group.get("initial_lr", group["lr"])) for group in optimizer.param_groups]
         self._initial_lr = next((rate for rate in first if rate > 0), 0.0)
         self.deadline: float | None = None
-        self._began = math.nan
+        self._began, self._given_up = math.nan, False
         self._values = EffectiveValues(optimizer)
         self.hooks = StepHooks(
             optimizer,
             Moments(before=self._write, gradients=self._gradients, after=self._updated, outside=self._values.restore),
         )
         self.losses = LiveLosses(self.hooks.say)
-        self._given_up = False
         self._further = LiveMeasurements(self.hooks.safely)
         self._further.last_step = interval == 1
         try:
@@ -253,9 +251,8 @@ class LiveRun:
         """Forgets the measurements of the interval that has just been judged."""
         if self.position > 0:
             self._further.next_interval()
-        self.position = 0
+        self.position, self._given_up = 0, False
         self._further.last_step = self.interval == 1
-        self._given_up = False
         self.losses.clear()
         self.probe.clear()
 

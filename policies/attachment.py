@@ -65,6 +65,16 @@ class Attachment:
             "decide_every": self.decide_every,
         }
 
+    def common(self, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+        """What must be the same on all ranks."""
+        return {
+            **self.identity(optimizer),
+            "mode": self.mode,
+            "total_steps": self.total_steps,
+            "guard": self.guard,
+            "stateful": [type(one).__name__ for one in self.stateful],
+        }
+
 
 def switch_file() -> str | None:
     """The path that ``TRIMTAB_OFF_FILE`` holds now; None where it holds none."""

@@ -70,20 +70,14 @@ class Controller:
             raise
 
     def _set_up(self, signals: Sequence[Signal], ranks: Ranks | None) -> None:
-        settings, optimizer, run = self._settings, self._optimizer, self._run
+        settings, optimizer, run, steering = self._settings, self._optimizer, self._run, self._steering
         run.measure(needs_of(signals), settings.model)
         self._listener.say = run.hooks.say
         for what, said in remarks.remarks(settings, signals, optimizer).items():
             run.hooks.say(what, said)
-        self._steering.reset(np.ones(1, dtype=bool), run.base(self._steering.levers))
-        self._steering.available[0] = [run.available(lever) for lever in self._steering.levers]
-        parts = Parts(
-            settings=settings,
-            steering=self._steering,
-            run=run,
-            snapshots=self._snapshots,
-            listener=self._listener,
-        )
+        steering.reset(np.ones(1, dtype=bool), run.base(steering.levers))
+        steering.available[0] = [run.available(lever) for lever in steering.levers]
+        parts = Parts(settings=settings, steering=steering, run=run, snapshots=self._snapshots, listener=self._listener)
         self._decider = Decider(parts, optimizer) if ranks is None else RanksDecider(parts, optimizer, ranks)
         self._between = Decision(False, self.multipliers, "between decisions", False)
         optimizers.ATTACHED.add(optimizer)
@@ -239,14 +233,7 @@ class Controller:
 
     def common(self) -> dict[str, Any]:
         """What must be the same on all ranks."""
-        settings = self._settings
-        return {
-            **settings.identity(self._optimizer),
-            "mode": settings.mode,
-            "total_steps": settings.total_steps,
-            "guard": settings.guard,
-            "stateful": [type(one).__name__ for one in settings.stateful],
-        }
+        return self._settings.common(self._optimizer)
 
     def begin(self) -> None:
         """Takes the first decision; ``attach`` calls it. Where that is interrupted, it was never attached."""
@@ -261,9 +248,9 @@ class Controller:
         decider = self._decider
         with decider.interrupts.held():
             decision = self._conclude(measure)
-            interruption, decider.interruption = decider.interruption, None
-        if interruption is not None:
-            raise interruption
+            broken, decider.interruption = decider.interruption, None
+        if broken is not None:
+            raise broken
         return decision
 
     def _conclude(self, measure: bool) -> Decision:
@@ -321,9 +308,7 @@ class Controller:
                 the one that it was saved with; nothing has been changed then.
         """
         if self._detached:
-            raise UserError(
-                "this controller was detached and steers nothing any more; call trimtab.attach again, and load the state there"
-            )
+            raise UserError("this controller was detached; call trimtab.attach again, and load the state there")
         with self._decider.interrupts.held():
             self._decided_at = resuming.take_over(state, self._decider, self._trail.journal)
             if self._settings.mode == "act" and self.enabled:

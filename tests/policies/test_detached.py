@@ -28,7 +28,7 @@ def test_no_state_is_loaded_any_more(tmp_path: Path) -> None:
     assert controller is not None
     state, lines = controller.state_dict(), read_audit(tmp_path / "run.jsonl")
     for given in (state, {}, None):
-        with pytest.raises(UserError, match=r"was detached .* call trimtab.attach again, and load the state there"):
+        with pytest.raises(UserError, match=r"was detached; call trimtab.attach again, and load the state there"):
             controller.load_state_dict(given)  # type: ignore[arg-type]
     assert read_audit(tmp_path / "run.jsonl") == lines and lines[-1]["kind"] == "detached"
     again = attach(loop.optimizer, model=loop.model, policy=Scripted([[0.5]]))
