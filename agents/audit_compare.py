@@ -155,13 +155,13 @@ def _by_group(traces: Sequence[Trace]) -> dict[tuple[str, str], list[Made]]:
     groups: dict[tuple[str, str], list[Made]] = {}
     for trace in traces:
         header = trace.header
-        if header.get("mode") != "act":
+        if "act" not in trace.modes:
             raise UserError(
-                f"audit {trace.name!r} is of mode {header.get('mode')!r}, in which nothing is changed; "
+                f"audit {trace.name!r} is of mode {trace.modes[-1]!r}, in which nothing is changed; "
                 "compare audits of mode 'act'"
             )
         size = size_label(header.get("model_parameters") or header.get("parameters"))
-        groups.setdefault((size, str(header.get("data") or "")), []).extend(changes_of(trace.trusted).made)
+        groups.setdefault((size, str(header.get("data") or "")), []).extend(changes_of(trace.acted).made)
     return groups
 
 

@@ -62,7 +62,7 @@ def to_page(trace: Trace, comparison: Comparison | None = None) -> str:
         trace: the audit.
         comparison: with another one, ``a`` being this; None for none.
     """
-    found = changes_of(trace.trusted)
+    found = changes_of(trace.acted if "act" in trace.modes else trace.trusted)
     parts = [
         f"<h1>{_text(trace.name)}</h1>",
         f'<p class="{"good" if trace.verdict.holds else "bad"}">{_text(_sentence(trace.verdict.text()))}</p>',
@@ -92,10 +92,13 @@ def overview(trace: Trace, found: Found) -> list[str]:
     last = decisions[-1]["step"] if decisions else 0
     losses = [number(line["ln_loss"]) for line in decisions]
     known = [loss for loss in losses if math.isfinite(loss)]
-    policy, mode = header.get("policy"), header.get("mode")
+    policy, modes = header.get("policy"), list(dict.fromkeys(trace.modes))
     counts = f"{_many(len(decisions), 'decision')} over {_many(last, 'step')}"
-    verb = "changed something" if mode == "act" else "would have changed something"
-    told = [f"Policy {policy}, mode {mode}: {counts}, {acted} of which {verb}; rollbacks: {rolled}."]
+    verbs = {"act": "changed something", "advise": "would have changed something"}
+    verb = " or ".join(verbs.get(mode, verbs["advise"]) for mode in modes)
+    told = [
+        f"Policy {policy}, mode {', then '.join(trace.modes)}: {counts}, {acted} of which {verb}; rollbacks: {rolled}."
+    ]
     if known:
         told.append(f"The training loss went from {_loss(known[0])} to {_loss(known[-1])}.")
     if found.held:
@@ -275,6 +278,8 @@ def _row(line: Mapping[str, Any], outcome: Mapping[str, Any] | None) -> tuple[st
     if kind == "validation":
         words = f"validation loss {_loss(number(line['ln_val_loss']))}"
         return "quiet", [str(line["step"]), "", words, "", "", ""]
+    if kind == "mode":
+        return "quiet", [str(line["step"]), "", f"from here on in mode {line['mode']}", "", "", ""]
     if kind in ("resumed", "detached"):
         return "quiet", [str(line["step"]), "", f"{kind}, {line['time']}", "", "", ""]
     if kind != "decision":

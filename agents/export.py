@@ -11,22 +11,22 @@ from typing import Any
 import numpy as np
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import ActorCriticPolicy
-from stable_baselines3.common.save_util import load_from_zip_file
 from stable_baselines3.common.vec_env import VecNormalize
 from torch import Tensor, nn
 
+from trimtab.agents import agent_files
+from trimtab.agents.agent_files import read_companion, read_parameters
 from trimtab.agents.checkpoints import load_checkpoint
 from trimtab.agents.files import write_atomically
 from trimtab.agents.normalize import check_statistics, observation_statistics
 from trimtab.agents.training_folder import TrainingFolder, read_config
 from trimtab.envs.scenario import Scenario, load_scenario
-from trimtab.errors import ConfigError, MismatchError, UserError, require_extra
+from trimtab.errors import MismatchError, UserError, require_extra
 from trimtab.policies.bundle import load_bundle, save_bundle
 from trimtab.policies.lstm import LSTMLayer
 from trimtab.policies.manifest import MANIFEST
 from trimtab.policies.network import ActionKind, Activation, LearnedPolicy
 
-COMPANION = "trimtab-statistics-1"  # format of the JSON beside an SB3 zip
 ACTIVATIONS: dict[type[nn.Module], Activation] = {nn.Tanh: "tanh", nn.ReLU: "relu"}
 
 
@@ -159,7 +159,7 @@ def save_for_export(
     """
     loaded = load_scenario(scenario)
     content = {
-        "format": COMPANION,
+        "format": agent_files.FORMAT,
         "scenario": loaded.model_dump(mode="json"),
         "activation": _activation(model),
         "statistics": observation_statistics(vec_normalize),
@@ -229,30 +229,21 @@ def policy_of_training(folder: TrainingFolder) -> LearnedPolicy:
 
 def _policy_of_zip(path: Path) -> LearnedPolicy:
     companion = path.with_suffix(".json")
-    if not companion.is_file():
+    if not companion.exists():
         raise UserError(
             f"{str(path)!r} holds no normalisation statistics, and a pickle of VecNormalize is not read because that "
             f"runs code; write {companion.name!r} beside it with trimtab.agents.export.save_for_export"
         )
+    described, state = read_companion(companion), read_parameters(path)
     try:
-        content = json.loads(companion.read_text(encoding="utf-8"))
-        if content["format"] != COMPANION:
-            raise ConfigError(f"{companion} is of format {content['format']!r}; this version reads {COMPANION!r}")
-        described = {name: content[name] for name in ("activation", "provenance", "statistics")}
-        scenario = Scenario.of(content["scenario"], f"{companion}: scenario")
-    except (OSError, KeyError, TypeError, json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{companion} cannot be read; write it with save_for_export again") from error
-    try:
-        # Only tensors are read: the rest of the archive is pickled.
-        parameters: dict[str, Any] = load_from_zip_file(path, load_data=False, device="cpu")[1]
-    except Exception as error:  # a damaged archive raises errors of many types
-        raise UserError(f"{str(path)!r} is not the .zip of an agent, or is damaged: {error}") from error
-    if "policy" not in parameters:
-        raise UserError(f"{str(path)!r} holds no policy; give the .zip of an agent of Stable-Baselines3")
-    return learned_policy(
-        parameters["policy"],
-        described["statistics"],
-        scenario,
-        activation=described["activation"],
-        provenance=described["provenance"],
-    )
+        return learned_policy(
+            state,
+            described.statistics,
+            described.scenario,
+            activation=described.activation,
+            provenance=described.provenance,
+        )
+    except UserError:
+        raise
+    except Exception as error:  # tensors of shapes that no such agent has
+        raise UserError(f"{str(path)!r} is not of an agent that can be exported: {error}") from error

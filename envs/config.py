@@ -15,34 +15,94 @@ from trimtab.errors import ConfigError, unknown
 from trimtab.regular_files import read_regular
 
 MOST_BYTES = 1 << 20  # of a file
+MOST_DEPTH = 32  # lists and mappings inside one another; a scenario has five
+MOST_NODES = 10_000  # keys and values of a file, those that aliases repeat counted each time
+TOO_MANY = f"more than {MOST_NODES:,} keys and values, with those that aliases repeat"
 LONGEST = 1024  # bits of a whole number, as in the largest float
+LONGEST_NUMBER = 1000  # characters of any number
 
 
 class _Loader(yaml.SafeLoader):
-    """Safe YAML without its two worst traps: a repeated key that hides the first, and `1e-4` read as text."""
+    """Safe YAML without its two worst traps: a repeated key that hides the first, and `1e-4` read as text.
+
+    A small file cannot become a large one either: nesting, and what aliases make of it, are bounded.
+    """
+
+    _depth = _nodes = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        """Bounds the nesting, and what is read at all."""
+        self._depth, self._nodes = self._depth + 1, self._nodes + 1
+        if self._depth > MOST_DEPTH or self._nodes > MOST_NODES:
+            here = self.peek_event().start_mark  # type: ignore[no-untyped-call]
+            deep = self._depth > MOST_DEPTH
+            raise _error(f"lists and mappings are nested more than {MOST_DEPTH} deep" if deep else TOO_MANY, here)
+        node: yaml.Node | None = super().compose_node(parent, index)
+        self._depth -= 1
+        return node
+
+    def get_single_node(self) -> yaml.Node | None:
+        """Bounds what aliases make of it."""
+        node: yaml.Node | None = super().get_single_node()
+        if node is not None:
+            _count(node, {})
+        return node
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         seen: set[str] = set()
         for key, _ in node.value:
             if isinstance(key, yaml.ScalarNode):
                 if key.value in seen:
-                    raise yaml.constructor.ConstructorError(
-                        problem=f"key {key.value!r} is given twice; keep one", problem_mark=key.start_mark
-                    )
+                    raise _error(f"key {reprlib.repr(key.value)} is given twice; keep one", key.start_mark)
                 seen.add(key.value)
         return super().construct_mapping(node, deep)
 
     def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
+        self._check_length(node)
         value: int = super().construct_yaml_int(node)
         if value.bit_length() > LONGEST:  # thousands of digits cannot even be shown in a message
-            raise yaml.constructor.ConstructorError(
-                problem=f"a whole number of {value.bit_length()} bits is too long; give one of at most {LONGEST} bits",
-                problem_mark=node.start_mark,
+            raise _error(
+                f"a whole number of {value.bit_length()} bits is too long; give one of at most {LONGEST} bits",
+                node.start_mark,
             )
         return value
 
+    def construct_yaml_float(self, node: yaml.ScalarNode) -> float:
+        self._check_length(node)
+        value: float = super().construct_yaml_float(node)
+        return value
+
+    def _check_length(self, node: yaml.ScalarNode) -> None:
+        if len(node.value) > LONGEST_NUMBER:
+            raise _error(
+                f"a number of {len(node.value)} characters is too long; give one of at most {LONGEST_NUMBER}",
+                node.start_mark,
+            )
+
+
+def _error(problem: str, mark: Any) -> yaml.YAMLError:
+    return yaml.constructor.ConstructorError(problem=problem, problem_mark=mark)
+
+
+def _count(node: yaml.Node, known: dict[int, int | None]) -> int:
+    """Nodes in a tree, where one that aliases repeat counts each time; an error where there are too many, or no end."""
+    if id(node) in known:
+        count = known[id(node)]
+        if count is None:
+            raise _error("an alias stands inside of what it repeats", node.start_mark)
+        return count
+    known[id(node)], count = None, 1
+    for entry in node.value if isinstance(node, yaml.CollectionNode) else ():
+        for inner in entry if isinstance(entry, tuple) else (entry,):
+            count += _count(inner, known)
+    if count > MOST_NODES:
+        raise _error(TOO_MANY, node.start_mark)
+    known[id(node)] = count
+    return count
+
 
 _Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_yaml_int)
+_Loader.add_constructor("tag:yaml.org,2002:float", _Loader.construct_yaml_float)
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
 )
@@ -53,13 +113,14 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
     Raises:
         ConfigError: when there is no such file, it cannot be read, is no regular file or larger than 1 MiB, is no YAML,
-            or holds no mapping.
+            repeats a key, is nested more than 32 deep, holds more than 10,000 keys and values (what aliases repeat counted each
+            time) or no mapping.
     """
     try:
         data = yaml.load(read_regular(path, MOST_BYTES).decode(), Loader=_Loader)
     except OSError as error:
         raise ConfigError(f"cannot read {str(path)!r}: {error.strerror}; give the path of a YAML file") from error
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
+    except (yaml.YAMLError, ValueError, OverflowError, RecursionError) as error:
         raise ConfigError(f"{path} is not valid YAML: {_yaml_problem(error)}") from error
     if not isinstance(data, dict):
         what = "is empty" if data is None else f"holds a {type(data).__name__}"

@@ -43,6 +43,7 @@ class Reason(IntFlag):
     RESUMED = 33554432
     RETURNING = 67108864
     UNREAD = 134217728
+    BROKEN_OFF = 268435456
 
 
 REASON_WORDS: dict[Reason, str] = {
@@ -55,6 +56,7 @@ REASON_WORDS: dict[Reason, str] = {
     Reason.ENVELOPE: "the learning rate is held below the ceiling of the guard's envelope",
     Reason.FAULT: "the policy raised an error or gave an answer of another shape, so every lever holds",
     Reason.UNREAD: "the run could not be measured or judged, which is no fault of the policy, so every lever holds",
+    Reason.BROKEN_OFF: "the decision was broken off, as by Ctrl-C, so every lever holds",
     Reason.SMALL: "the proposed move was within the dead band, so the lever holds",
     Reason.REVERSAL: "the proposed move would turn the lever round for little, so it holds",
     Reason.RESTING: "the lever rests after it last acted",

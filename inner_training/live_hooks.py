@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch.utils.hooks import RemovableHandle
 
 logger = logging.getLogger("trimtab")
 
@@ -56,10 +57,13 @@ class StepHooks:
         self.optimizer, self.moments = optimizer, moments
         self._depth, self._skip, self._inside = 0, False, False
         self._said: set[str] = set()
-        self._handles = [
-            optimizer.register_step_pre_hook(untraced(self._pre_hook)),
-            optimizer.register_step_post_hook(untraced(self._post_hook)),
-        ]
+        self._handles: list[RemovableHandle] = []
+        self._step: types.MethodType | None = None
+
+    def attach(self) -> None:
+        """Puts the hooks and the wrapper on; where that fails, ``detach`` takes off what is there."""
+        self._handles.append(self.optimizer.register_step_pre_hook(untraced(self._pre_hook)))
+        self._handles.append(self.optimizer.register_step_post_hook(untraced(self._post_hook)))
         self._wrap()
 
     def _wrap(self) -> None:
@@ -82,20 +86,21 @@ class StepHooks:
     def outside(self) -> None:
         """No step is under way, whatever it may have looked like."""
         if self._inside:
-            self._depth, self._inside = 0, False
+            self._depth = 0
             self.moments.outside()
+            self._inside = False  # now: broken off, it is done again
 
     def detach(self) -> None:
         """Removes the hooks and the wrapper, and lets go of the run, which may be large."""
         for handle in self._handles:
             handle.remove()
         self.outside()
-        if vars(self.optimizer).get("step") is self._step:  # else somebody wrapped ours, which does nothing any more
+        ours, self._step = self._step, None
+        if ours is not None and vars(self.optimizer).get("step") is ours:  # else somebody wrapped ours, now idle
             if self._own_step is None:
                 del self.optimizer.step
             else:
                 self.optimizer.step = self._own_step  # type: ignore[method-assign]
-        del self._step
         self.moments = Moments(before=_nothing, gradients=_nothing, after=_nothing, outside=_nothing)
 
     def _pre_hook(

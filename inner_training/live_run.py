@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -51,9 +52,7 @@ class LiveRun:
     ) -> None:
         self.optimizer, self.interval = optimizer, interval
         self.steps = self.position = 0
-        self.probe = LiveProbe(interval)
-        self._before_first = before_first
-        self._values = EffectiveValues(optimizer)
+        self.probe, self._before_first = LiveProbe(interval), before_first
         self.lr_multiplier, self.clip, self.released = 1.0, float("inf"), False
         self._others: list[tuple[str, Callable[[float], float]]] = []
         self._assigned: list[tuple[str, float, float]] = []
@@ -61,15 +60,21 @@ class LiveRun:
         first = [float(group.get("initial_lr", group["lr"])) for group in optimizer.param_groups]
         self._initial_lr = next((rate for rate in first if rate > 0), 0.0)
         self.deadline: float | None = None
-        self._began = math.nan
+        self._began, self._given_up = math.nan, False
+        self._values = EffectiveValues(optimizer)
         self.hooks = StepHooks(
             optimizer,
             Moments(before=self._write, gradients=self._gradients, after=self._updated, outside=self._values.restore),
         )
         self.losses = LiveLosses(self.hooks.say)
-        self._given_up = False
         self._further = LiveMeasurements(self.hooks.safely)
         self._further.last_step = interval == 1
+        try:
+            self._values.attach()
+            self.hooks.attach()
+        except BaseException:
+            self.detach()
+            raise
 
     def measure(self, names: Sequence[str], model: nn.Module | None, every: int = PROBE_EVERY) -> None:
         """Takes further measurements, as ``Population.measure``; without the model, on gradients alone."""
@@ -250,9 +255,8 @@ class LiveRun:
         """Forgets the measurements of the interval that has just been judged."""
         if self.position > 0:
             self._further.next_interval()
-        self.position = 0
+        self.position, self._given_up = 0, False
         self._further.last_step = self.interval == 1
-        self._given_up = False
         self.losses.clear()
         self.probe.clear()
 
@@ -275,10 +279,7 @@ class LiveRun:
         parameters, base = self.parameters(), self.base(levers)
         if self._initial_lr <= 0:  # a warm-up by hand from 0: the first rate that is one
             self._initial_lr = max(float(base["lr"][0]), 0.0)
-
-        def one(value: float) -> np.ndarray:
-            return np.full(1, float(value))
-
+        one = partial(np.full, 1, dtype=np.float64)
         return Reading(
             measured=measured,
             fresh=np.full(1, self.steps == 0),

@@ -174,7 +174,9 @@ class LiveSnapshots:
 
     def _keep(self, step: int) -> None:
         """Makes the present the candidate, in the memory of the one before."""
-        self._candidate = self._present(step, None if self._candidate is self._confirmed else self._candidate)
+        room = None if self._candidate is self._confirmed else self._candidate
+        self._candidate = self._confirmed  # what is broken off in the midst of copying is no moment
+        self._candidate = self._present(step, room)
 
     def restore(self, keep: int | None = None, sound: bool = False) -> int:
         """Puts the run back to its confirmed moment, in place, and returns the step of that moment.
@@ -236,23 +238,32 @@ class LiveSnapshots:
                 put_back(state[owner], held)
             else:
                 state[owner] = again(held)
-        failed = self._load_others(moment)
+        try:
+            failed = self._load_others(moment)
+        finally:
+            self._put_groups(moment)
+        if failed:
+            raise RuntimeError(f"the model and its optimizer went back, but not {'; '.join(failed)}")
+        return moment.step
+
+    def _put_groups(self, moment: Moment) -> None:
         kind = own_step(self._optimizer)
         for group, values in zip(self._optimizer.param_groups, moment.groups, strict=False):
             if self._schedules:
                 put_back(group, values, keep="params")
             elif kind is not None:  # what it counts and estimates lies among the hyperparameters
                 group.update({key: again(values[key]) for key in kind.kept if key in values})
-        if failed:
-            raise RuntimeError(f"the model and its optimizer went back, but not {'; '.join(failed)}")
-        return moment.step
 
     def _load_others(self, moment: Moment) -> list[str]:
-        """Puts the stateful objects back, each for itself, and says of which that failed."""
-        failed = []
+        """Puts the stateful objects back, each for itself, and says of which that failed; Ctrl-C comes after the last."""
+        failed, broken = [], list[BaseException]()
         for other, saved in zip(self._stateful, moment.others, strict=True):
             try:
                 other.load_state_dict(again(saved))
             except Exception as error:  # noqa: BLE001 - of somebody else's code; the others must go back all the same
                 failed.append(f"{type(other).__name__}, which is stateful: {error!r}")
+            except BaseException as error:  # noqa: BLE001 - raised below
+                broken.append(error)
+        if broken:
+            raise broken[0]
         return failed

@@ -9,11 +9,14 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.hooks import RemovableHandle
 
 from trimtab.inner_training.levers import Lever
 
 # What only optimizers of this kind have: Adam kinds and Lion, RMSprop, Muon, Adadelta, Adagrad, Rprop, Adafactor.
 ADAPTIVE_MARKS = frozenset(("betas", "centered", "ns_steps", "rho", "initial_accumulator_value", "etas", "beta2_decay"))
+
+NUMBERS = (int, float, np.floating, np.integer, Tensor)  # that a parameter group may hold
 
 
 def read_value(group: dict[str, Any], hyperparameter: str) -> Any:
@@ -28,7 +31,7 @@ def read_value(group: dict[str, Any], hyperparameter: str) -> Any:
     if hyperparameter == "momentum" and "centered" in group and group["momentum"] == 0:
         return None
     value = group["betas"][0] if hyperparameter == "momentum" and "betas" in group else group.get(hyperparameter)
-    return None if isinstance(value, bool) or not isinstance(value, int | float | Tensor) else value
+    return None if isinstance(value, bool) or not isinstance(value, NUMBERS) else value
 
 
 def is_adaptive(group: dict[str, Any]) -> bool:
@@ -75,12 +78,17 @@ class EffectiveValues:
         self._optimizer = optimizer
         self._replaced: list[tuple[dict[str, Any], str, Any, Any]] = []
         self._overwritten: list[tuple[Tensor, Tensor]] = []
-        self._handle = optimizer.register_state_dict_post_hook(self._saved)
+        self._handles: list[RemovableHandle] = []
+
+    def attach(self) -> None:
+        """From now on a state that the optimizer gives inside a step holds the scheduled values."""
+        self._handles.append(self._optimizer.register_state_dict_post_hook(self._saved))
 
     def detach(self) -> None:
         """Puts the scheduled values back, and lets go of the optimizer."""
         self.restore()
-        self._handle.remove()
+        for handle in self._handles:
+            handle.remove()
 
     def scheduled(self, group: dict[str, Any]) -> dict[str, Any]:
         """A parameter group as the schedule has it: the group itself outside a step, a copy while values are in force.

@@ -95,9 +95,15 @@ def check_parts(made: object, what: str) -> Parts:
 
 
 def check_deadline(name: str, seconds: float | None) -> float | None:
-    """Seconds as they are, or None; ``RangeError`` unless they are above 0."""
-    if seconds is not None and (isinstance(seconds, bool) or not isinstance(seconds, Real) or not seconds > 0):
+    """Seconds as they are, or None; ``RangeError`` unless they are above 0, and no more than a float can hold."""
+    if seconds is None:
+        return None
+    if isinstance(seconds, bool) or not isinstance(seconds, Real) or not seconds > 0:
         raise RangeError(f"{name} is {seconds!r}; give seconds above 0, or None for no limit")
+    try:
+        float(seconds)
+    except OverflowError as error:
+        raise RangeError(f"{name} is more than a float can hold; give fewer seconds, or None for no limit") from error
     return seconds
 
 

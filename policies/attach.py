@@ -15,8 +15,11 @@ from trimtab.policies import attachment
 from trimtab.policies.attachment import Attachment
 from trimtab.policies.audit import AuditFile
 from trimtab.policies.controller import Controller
-from trimtab.policies.policy import Policy
+from trimtab.policies.optimizers import check_optimizer
+from trimtab.policies.policy import MOST_EVERY, Policy
 from trimtab.policies.ranks import ranks_of
+
+TOTAL, EVERY = "optimizer steps of the whole run", "optimizer steps between decisions"
 
 
 def attach(
@@ -54,15 +57,15 @@ def attach(
         The controller, which has taken its first decision.
 
     Raises:
-        UserError: an argument cannot be used; nothing has been touched then.
+        UserError: an argument cannot be used. Whatever is raised, Ctrl-C too, no hook or new audit is left behind.
     """
     ranks = ranks_of(process_group)
 
     def make() -> Controller:
-        attachment.check_optimizer(optimizer, model)
+        check_optimizer(optimizer, model)
         chosen_mode = attachment.check_mode(mode)
-        budget = attachment.check_count("total_steps", total_steps, "optimizer steps of the whole run")
-        every = attachment.check_count("decide_every", decide_every, "optimizer steps between decisions")
+        budget = attachment.check_count("total_steps", total_steps, attachment.MOST_STEPS, TOTAL)
+        every = attachment.check_count("decide_every", decide_every, MOST_EVERY, EVERY)
         chosen = attachment.choose_policy(policy, budget)
         settings = Attachment(
             model=model,
@@ -76,6 +79,6 @@ def attach(
         )
         return Controller(optimizer, settings, ranks)
 
-    controller = make() if ranks is None else ranks.together(make, Controller.detach, Controller.common)
+    controller = make() if ranks is None else ranks.together(make, Controller.withdraw, Controller.common)
     controller.begin()
     return controller

@@ -7,7 +7,6 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
-from weakref import WeakSet
 
 import torch
 from torch import nn
@@ -16,13 +15,14 @@ from trimtab.errors import UserError, check_whole, unknown
 from trimtab.inner_training.energy import step_energy
 from trimtab.inner_training.guard import GuardConfig
 from trimtab.inner_training.levers import LEVERS, Lever, resolve_levers
+from trimtab.inner_training.live_snapshot import LiveSnapshots
 from trimtab.inner_training.measurements import check_live
 from trimtab.inner_training.signals import Signal, lever_signals
 from trimtab.inner_training.steering import Steering
 from trimtab.policies.audit import AuditFile
 from trimtab.policies.identity import identity_of
 from trimtab.policies.network import LearnedPolicy, ranges_of
-from trimtab.policies.policy import Policy
+from trimtab.policies.policy import MOST_EVERY, Policy
 from trimtab.policies.registry import check_policy, load_policy
 from trimtab.policies.rules import RULES
 
@@ -31,12 +31,10 @@ UNMEASURED = ("progress", "base", "scale", "levers")  # groups of signals that n
 FORMAT = 4  # of a saved state
 SWITCH = "TRIMTAB_OFF"  # environment variable that switches every controller of a process off
 SWITCH_FILE = "TRIMTAB_OFF_FILE"  # environment variable with a path: while there is something, controllers are off
+MOST_STEPS = 10**12  # of a run: more than any machine will do
 DECIDE_EVERY = 10  # optimizer steps per decision where neither the user nor the policy says otherwise
-ATTACHED: WeakSet[torch.optim.Optimizer] = WeakSet()  # optimizers that have a controller
 MOST_DECISIONS = 100  # of a learned policy in one run: about as many as the longest runs of training had
-EXACT_UNTIL = (
-    1000  # steps of a run, whose schedule decides at every step; at each of a longer one that would cost too much
-)
+EXACT_UNTIL = 1000  # steps of a run, whose schedule decides at every step; in a longer one that would cost too much
 STAIRS = 100  # of a schedule in a longer run, at least
 
 
@@ -66,6 +64,16 @@ class Attachment:
             "decide_every": self.decide_every,
         }
 
+    def common(self, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+        """What must be the same on all ranks."""
+        return {
+            **self.identity(optimizer),
+            "mode": self.mode,
+            "total_steps": self.total_steps,
+            "guard": self.guard,
+            "stateful": [type(one).__name__ for one in self.stateful],
+        }
+
 
 def switch_file() -> str | None:
     """The path that ``TRIMTAB_OFF_FILE`` holds now; None where it holds none."""
@@ -89,9 +97,9 @@ def decision_period(policy: Policy, total_steps: int | None) -> int:
     """
     own = policy.decide_every or DECIDE_EVERY
     if own == 1 and total_steps is not None:
-        return 1 if total_steps < EXACT_UNTIL else total_steps // STAIRS
+        return 1 if total_steps < EXACT_UNTIL else min(total_steps // STAIRS, MOST_EVERY)
     if isinstance(policy, LearnedPolicy) and total_steps is not None:
-        return max(own, math.ceil(total_steps / MOST_DECISIONS))
+        return min(max(own, math.ceil(total_steps / MOST_DECISIONS)), MOST_EVERY)
     return own
 
 
@@ -117,6 +125,14 @@ def steering_of(settings: Attachment, signals: Sequence[Signal], optimizer: torc
     return steering
 
 
+def snapshots_of(settings: Attachment, optimizer: torch.optim.Optimizer) -> LiveSnapshots | None:
+    """What rollbacks go back to; None where there are none."""
+    if settings.mode != "act" or not settings.guard.rollback:
+        return None
+    place = torch.device("cpu") if settings.guard.snapshots == "cpu" else None
+    return LiveSnapshots(optimizer, settings.model, settings.stateful, device=place)
+
+
 def measuring_window(signals: Sequence[Signal], decide_every: int) -> int:
     """Steps per measured interval: those of one decision.
 
@@ -128,44 +144,11 @@ def measuring_window(signals: Sequence[Signal], decide_every: int) -> int:
     return decide_every * math.ceil(DECIDE_EVERY / decide_every)
 
 
-def check_optimizer(optimizer: object, model: nn.Module | None) -> None:
-    """Raises ``UserError`` unless these are a free optimizer with parameters and the model that they belong to."""
-    if not isinstance(optimizer, torch.optim.Optimizer) or not hasattr(optimizer, "_optimizer_step_pre_hooks"):
-        raise UserError(f"{type(optimizer).__name__} is not a torch.optim.Optimizer; give the innermost optimizer")
-    if optimizer in ATTACHED:
-        raise UserError("this optimizer has a controller already; call detach() on that one first")
-    trained = [one for group in optimizer.param_groups for one in group["params"] if one.requires_grad]
-    if not trained:
-        raise UserError("the optimizer has no parameters that require a gradient, so there is nothing to steer")
-    if any(hasattr(one, "device_mesh") or getattr(one, "_fsdp_flattened", False) for one in trained):
-        raise UserError(
-            "the optimizer's parameters are sharded (FSDP, DTensor), so no rank can measure or restore a whole one; a "
-            "controller works with DistributedDataParallel"
-        )
-    rates = [group.get("lr") for group in optimizer.param_groups]
-    if any(isinstance(rate, bool) or not isinstance(rate, int | float | torch.Tensor) for rate in rates):
-        raise UserError(
-            f"{type(optimizer).__name__} has the learning rates {rates}; a controller multiplies numbers, so give the "
-            "optimizer a learning rate instead of letting it set its own"
-        )
-    if model is None:
-        return
-    if not isinstance(model, nn.Module):
-        raise UserError(f"model is a {type(model).__name__}; it must be a torch.nn.Module, or None")
-    owned = {id(parameter) for parameter in model.parameters()}
-    foreign = sum(id(parameter) not in owned for parameter in trained)
-    if foreign:
-        raise UserError(
-            f"{foreign} of the optimizer's {len(trained)} parameters do not belong to the model that was given; "
-            "give the model that this optimizer trains, or model=None"
-        )
-
-
-def check_count(name: str, value: int | None, meaning: str) -> int | None:
-    """A whole number of at least 1, or None."""
+def check_count(name: str, value: int | None, most: int, meaning: str) -> int | None:
+    """A whole number from 1 to ``most``, or None."""
     if value is None:
         return None
-    return check_whole(name, value, 1, remedy=f"{meaning}, or None")
+    return check_whole(name, value, 1, remedy=f"{meaning}, or None", most=most)
 
 
 def check_mode(mode: str) -> Mode:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 from collections.abc import Mapping, Sequence
@@ -17,8 +18,9 @@ from trimtab.policies.strict_json import has_half_characters
 __all__ = ["Audit", "AuditFile", "read_audit", "rounded", "rounded_all", "verify_audit"]
 
 # A resumed run has these in common with the header of the audit that it goes on with.
-IDENTITY = ("policy", "policy_sha256", "levers", "optimizer", "parameters", "decide_every", "mode")
+IDENTITY = ("policy", "policy_sha256", "levers", "optimizer", "parameters", "decide_every")
 LONGEST_LABEL = 200
+MOST_EXAMPLES = 10**15
 
 
 @dataclass(frozen=True)
@@ -28,7 +30,7 @@ class AuditFile:
     Attributes:
         path: a new file, or the audit of the run that is resumed.
         data: name of the data, by which audits are compared, at most 200 characters; None for not said.
-        examples: training examples, >= 1; None for not said.
+        examples: training examples, from 1 to 10^15; None for not said.
         project: name of the project, at most 200 characters; None for not said.
 
     >>> AuditFile("run.jsonl", data="digits", examples=1797).data
@@ -52,7 +54,7 @@ class AuditFile:
             if label is not None and has_half_characters(label):
                 raise UserError(f"{name} of an audit is {label!r}, which holds half a character; give whole ones")
         if self.examples is not None:
-            check_whole("examples of an audit", self.examples, 1, remedy="training examples, or None")
+            check_whole("examples of an audit", self.examples, 1, "training examples, or None", MOST_EXAMPLES)
 
     def __fspath__(self) -> str:
         """The path."""
@@ -119,18 +121,25 @@ class Audit:
         self._torn = b""  # of a line that was never finished: what may lie behind the end
         self._feed = b""  # what the last line lacks
         self._resuming: dict[str, Any] | None = None
+        self._turned: dict[str, Any] | None = None  # what a line says of a run that goes on in another mode
         self._held: list[Mapping[str, Any]] = []
+        self._made = False
         header = {"kind": "header", "format": FORMAT, **header}
+        first = {**header, "time": now()}
         try:
             self.path = self.path.absolute()
             self.path.open("xb").close()
         except FileExistsError:
             self._go_on(header)
         except (OSError, ValueError) as error:  # such as a character that the file system does not know
-            why = getattr(error, "strerror", None) or error
-            raise UserError(f"audit file {str(self.path)!r} cannot be written: {why}") from error
+            raise self._unwritable(error) from error
         else:
-            self._begin({**header, "time": now()})
+            self._made = True
+            self._begin(first)
+
+    def _unwritable(self, error: Exception) -> UserError:
+        why = getattr(error, "strerror", None) or error
+        return UserError(f"audit file {str(self.path)!r} cannot be written: {why}")
 
     def _begin(self, header: Mapping[str, Any]) -> None:
         try:
@@ -139,7 +148,7 @@ class Audit:
             self.path.unlink(missing_ok=True)
             if not isinstance(error, OSError):
                 raise
-            raise UserError(f"audit file {str(self.path)!r} cannot be written: {error.strerror}") from error
+            raise self._unwritable(error) from error
 
     def _go_on(self, header: Mapping[str, Any]) -> None:
         refused = f"audit file {str(self.path)!r} exists and is not overwritten; give another path"
@@ -157,10 +166,20 @@ class Audit:
         self._last, self._end = trace.verdict.last, len(content) - trace.verdict.torn
         self._torn = content[self._end :]
         self._feed = b"" if self._torn or content.endswith(b"\n") else b"\n"
+        before, mode = trace.modes[-1], str(header.get("mode"))
+        if before != mode:
+            self._turned = {"before": before, "mode": mode}
         self._resuming = {
             "torn": trace.verdict.torn,
             "differs": {key: value for key, value in header.items() if trace.header.get(key) != value},
         }
+
+    def withdraw(self) -> None:
+        """Takes the file away, if it was made for this audit and nobody else has written to it."""
+        if self._made:
+            with contextlib.suppress(OSError):  # somebody else has seen to it
+                if self.path.stat().st_size == self._end:
+                    self.path.unlink()
 
     def write(self, kind: str, **fields: Any) -> None:
         """Appends one line."""
@@ -169,7 +188,8 @@ class Audit:
     def append(self, contents: Sequence[Mapping[str, Any]]) -> None:
         """Appends lines, all of them in one write.
 
-        A file that goes on is first said to: with the line ``resumed`` where the run's state was loaded. Until then the
+        A file that goes on is first said to: with the line ``resumed`` where the run's state was loaded, and the line
+        ``mode`` where it goes on in another mode. Until then the
         first decision of the new controller is held back, since loading a state makes it void.
 
         Args:
@@ -185,8 +205,10 @@ class Audit:
                 self._held = list(contents)
                 return
             first = contents[0] if resumed else {"kind": "resumed", "step": 0, "time": now()}
-            told = {**first, **self._resuming}
-            contents = [told, *contents[1:]] if resumed else [told, *self._held, *contents]
+            told: list[Mapping[str, Any]] = [{**first, **self._resuming}]
+            if self._turned is not None:
+                told.append({"kind": "mode", "step": first["step"], "time": first["time"], **self._turned})
+            contents = [*told, *contents[1:]] if resumed else [*told, *self._held, *contents]
             self._resuming, self._held = None, []
         pending = [{"kind": "lost", "lines": self._lost}, *contents] if self._lost else contents
         last, lines = self._last, []

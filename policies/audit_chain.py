@@ -119,6 +119,21 @@ class Trace:
         broken = self.verdict.broken_at
         return [entry for number, entry in self.entries[1:] if (broken is None or number < broken) and fits(entry)]
 
+    @property
+    def modes(self) -> tuple[str, ...]:
+        """The modes that the run was in, in order: that of the header, and each that it went on in."""
+        return (str(self.header.get("mode")), *(line["mode"] for line in self.lines if line["kind"] == "mode"))
+
+    @property
+    def acted(self) -> list[dict[str, Any]]:
+        """The trusted lines, without the decisions and outcomes of mode ``advise``, in which nothing was changed."""
+        found, mode = [], self.modes[0]
+        for line in self.trusted:
+            mode = line["mode"] if line["kind"] == "mode" else mode
+            if mode == "act" or line["kind"] not in ("decision", "outcome", "validation"):
+                found.append(line)
+        return found
+
 
 def _parsed(line: bytes) -> dict[str, Any] | None:
     try:

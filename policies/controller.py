@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from trimtab.inner_training.live_run import LiveRun
-from trimtab.inner_training.live_snapshot import LiveSnapshots
+from trimtab.errors import UserError
 from trimtab.inner_training.measurements import needs_of
 from trimtab.inner_training.module_parts import check_deadline
-from trimtab.inner_training.signals import resolve_signals
+from trimtab.inner_training.signals import Signal, resolve_signals
 from trimtab.inner_training.steering import Move
-from trimtab.policies import attachment, audit_header, remarks, saving
+from trimtab.policies import attachment, audit_header, optimizers, remarks, resuming
 from trimtab.policies.attachment import Attachment
 from trimtab.policies.audit import Audit
 from trimtab.policies.deciding import Decider, Outcome, Parts, named
 from trimtab.policies.listening import Listener
-from trimtab.policies.plain import from_plain, to_plain
 from trimtab.policies.ranks import Ranks
 from trimtab.policies.together import RanksDecider
 from trimtab.policies.trail import Decision, Trail
@@ -53,30 +51,33 @@ class Controller:
         self._decided_at, self._detached, self._enabled = 0, False, True
         self._switch_file = attachment.switch_file()
         self._patience = max(PATIENCE, 2 * settings.decide_every)
-        self._snapshots = None
-        if settings.mode == "act" and settings.guard.rollback:
-            place = torch.device("cpu") if settings.guard.snapshots == "cpu" else None
-            self._snapshots = LiveSnapshots(optimizer, settings.model, settings.stateful, device=place)
-        audit = None if settings.audit is None else Audit(settings.audit, audit_header.header(optimizer, settings))
-        self._trail = Trail(signals, audit, settings.mode)
         self._window = attachment.measuring_window(signals, settings.decide_every)
-        self._run = LiveRun(optimizer, self._window, self._before_first_step)
-        self._run.measure(needs_of(signals), settings.model)
-        self._listener = Listener(self._policy, self._run.hooks.say)
+        self._listener = Listener(self._policy)
+        self._snapshots = attachment.snapshots_of(settings, optimizer)
+        self._audit: Audit | None = None
+        header = audit_header.header(optimizer, settings)
+        self._run = optimizers.hooked(optimizer, self._window, self._before_first_step)
+        try:  # from here on there is something to take back
+            if settings.audit is not None:
+                self._audit = Audit(settings.audit, header)
+            self._trail = Trail(signals, self._audit, settings.mode)
+            self._set_up(signals, ranks)
+        except BaseException:
+            self.withdraw()
+            raise
+
+    def _set_up(self, signals: Sequence[Signal], ranks: Ranks | None) -> None:
+        settings, optimizer, run, steering = self._settings, self._optimizer, self._run, self._steering
+        run.measure(needs_of(signals), settings.model)
+        self._listener.say = run.hooks.say
         for what, said in remarks.remarks(settings, signals, optimizer).items():
-            self._run.hooks.say(what, said)
-        self._steering.reset(np.ones(1, dtype=bool), self._run.base(self._steering.levers))
-        self._steering.available[0] = [self._run.available(lever) for lever in self._steering.levers]
-        parts = Parts(
-            settings=settings,
-            steering=self._steering,
-            run=self._run,
-            snapshots=self._snapshots,
-            listener=self._listener,
-        )
+            run.hooks.say(what, said)
+        steering.reset(np.ones(1, dtype=bool), run.base(steering.levers))
+        steering.available[0] = [run.available(lever) for lever in steering.levers]
+        parts = Parts(settings=settings, steering=steering, run=run, snapshots=self._snapshots, listener=self._listener)
         self._decider = Decider(parts, optimizer) if ranks is None else RanksDecider(parts, optimizer, ranks)
         self._between = Decision(False, self.multipliers, "between decisions", False)
-        attachment.ATTACHED.add(optimizer)
+        optimizers.ATTACHED.add(optimizer)
 
     def _before_first_step(self) -> None:
         if self._run.steps == 0 and (said := remarks.under_way(self._optimizer, self._settings.total_steps)):
@@ -200,36 +201,59 @@ class Controller:
         return self._trail.journal.text(self._policy.name, self._run.steps, self._settings.mode, now)
 
     def detach(self) -> None:
-        """Leaves the optimizer as it was; the controller then does nothing any more."""
+        """Leaves the optimizer as it was; the controller then does nothing any more, and can be detached again.
+
+        ``step`` may still be called, and only says "detached"; ``summary`` and ``state_dict`` tell how it ended;
+        ``load_state_dict`` is refused.
+        """
         if self._detached:
             return
         self._run.detach()
         self._detached = True
         self._between = Decision(False, self.multipliers, "detached", False)
-        attachment.ATTACHED.discard(self._optimizer)
+        optimizers.ATTACHED.discard(self._optimizer)
         self._run.hooks.safely("the audit", lambda: self._trail.write("detached", step=self._run.steps))
+
+    def withdraw(self) -> None:
+        """Leaves everything as if it had never been attached: also an audit that was newly made is removed again."""
+        self._detached = True
+        optimizers.ATTACHED.discard(self._optimizer)
+        self._run.detach()
+        if self._audit is not None:
+            self._audit.withdraw()
+
+    def not_resumed(self, done: int | None) -> None:
+        """Says that a host has restored a checkpoint of so many steps (None: unknown) which holds no controller's state."""
+        self._run.hooks.say("under way", remarks.not_resumed(done, self._settings))
 
     # --- deciding -----------------------------------------------------------------------------------------------
 
     def common(self) -> dict[str, Any]:
         """What must be the same on all ranks."""
-        settings = self._settings
-        return {
-            **settings.identity(self._optimizer),
-            "mode": settings.mode,
-            "total_steps": settings.total_steps,
-            "guard": settings.guard,
-            "stateful": [type(one).__name__ for one in settings.stateful],
-        }
+        return self._settings.common(self._optimizer)
 
     def begin(self) -> None:
-        """Takes the first decision; ``attach`` calls it."""
-        self._decide(measure=False)
+        """Takes the first decision; ``attach`` calls it. Where that is interrupted, it was never attached."""
+        try:
+            self._decide(measure=False)
+        except BaseException:
+            self.withdraw()
+            raise
 
     def _decide(self, *, measure: bool) -> Decision:
+        """Takes a decision, all of it: Ctrl-C comes afterwards, or breaks the policy off and every lever holds."""
+        decider = self._decider
+        with decider.interrupts.held():
+            decision = self._conclude(measure)
+            broken, decider.interruption = decider.interruption, None
+        if broken is not None:
+            raise broken
+        return decision
+
+    def _conclude(self, measure: bool) -> Decision:
         before, step = self.multipliers, self._run.steps
-        outcome = self._decider.decide(measure=measure, wanted=self._wanted)
         self._decided_at = step
+        outcome = self._decider.decide(measure=measure, wanted=self._wanted)
         after = self._take_effect(outcome.move)
         decision = self._note(step, outcome, before, after)
         if said := remarks.no_validation(self._policy.name, self._steering.signals, self._trail.journal):
@@ -243,7 +267,7 @@ class Controller:
         if not self.enabled:
             return self.multipliers
         if self._settings.mode == "act":
-            self._run.hooks.safely("applying multipliers", lambda: self._run.apply(self._steering))
+            self._decider.safely("applying multipliers", lambda: self._run.apply(self._steering))
             return self.multipliers
         advised = named(self._moved, move.after[0])
         self._steering.multipliers[:] = 1.0
@@ -255,8 +279,8 @@ class Controller:
         event = outcome.event(
             step=step, levers=self._moved, before=before, after=after, applied=applied, why=self._listener.why
         )
-        self._run.hooks.safely("the audit", lambda: self._trail.note(event))
         self._between = Decision(False, applied, "between decisions", False)
+        self._decider.safely("the audit", lambda: self._trail.note(event))
         reason = event.reason(self._settings.mode)
         return Decision(applied != before or event.rolled_back, applied, reason, event.rolled_back)
 
@@ -268,21 +292,7 @@ class Controller:
         Save it between steps, together with model, optimizer and scheduler. Saved between the two sampled steps of
         an interval, that interval's inner product of gradients is unknown after loading.
         """
-        rate = 1.0 if self._settings.mode == "advise" else float(self._steering.lr_multiplier[0])
-        return {
-            **self._settings.identity(self._optimizer),
-            "mode": self._settings.mode,
-            "total_steps": self._settings.total_steps,
-            "lr_multiplier": rate,
-            "effective_lr": [scheduled * rate for scheduled in self._run.scheduled_lr],
-            "decided_at": self._decided_at,
-            "val_loss": float(self._decider.val_loss),
-            "anchor": self._decider.anchored,
-            "steering": self._steering.state_dict(),
-            "policy_state": to_plain(self._listener.state),
-            "run": self._run.state_dict(),
-            "journal": self._trail.journal.state_dict(),
-        }
+        return resuming.state_of(self._decider, self._trail.journal, self._decided_at)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restores what ``state_dict`` gave; model, optimizer and scheduler must have been restored before.
@@ -290,25 +300,18 @@ class Controller:
         A run that was only advised may go on as one that is steered, and the other way round: from null multipliers.
 
         Raises:
+            UserError: the controller was detached.
             MismatchError: the state is of another policy or setting, or damaged, or the scheduled learning rate is not
                 the one that it was saved with; nothing has been changed then.
         """
-        settings, steering = self._settings, self._steering
-        saving.check_state(state, saving.expected(settings, steering, self._optimizer, self._run.scheduled_lr))
-        steering.load_state_dict(state["steering"])
-        self._listener.state = from_plain(state["policy_state"])
-        self._run.load_state_dict(state["run"])
-        self._trail.journal.load_state_dict(state["journal"])
-        self._decided_at, self._decider.val_loss = int(state["decided_at"]), float(state["val_loss"])
-        self._decider.resume()
-        for what, said in saving.remarks(state, settings.total_steps).items():
-            self._run.hooks.say(what, said)
-        if settings.mode == "advise":
-            steering.multipliers[:] = 1.0
-        elif self.enabled:
-            self._run.apply(steering)
-        if self._snapshots is not None:
-            self._snapshots.clear()
-            self._run.before_first(self._before_first_step)
-        self._between = Decision(False, self.multipliers, "between decisions", False)
-        self._run.hooks.safely("the audit", lambda: self._trail.write("resumed", step=self._run.steps))
+        if self._detached:
+            raise UserError("this controller was detached; call trimtab.attach again, and load the state there")
+        with self._decider.interrupts.held():
+            self._decided_at = resuming.take_over(state, self._decider, self._trail.journal)
+            if self._settings.mode == "act" and self.enabled:
+                self._run.apply(self._steering)
+            if self._snapshots is not None:
+                self._snapshots.clear()
+                self._run.before_first(self._before_first_step)
+            self._between = Decision(False, self.multipliers, "between decisions", False)
+            self._run.hooks.safely("the audit", lambda: self._trail.write("resumed", step=self._run.steps))

@@ -19,6 +19,7 @@ from trimtab.inner_training.live_snapshot import LiveSnapshots
 from trimtab.inner_training.reading import Reading
 from trimtab.inner_training.steering import Move, Steering
 from trimtab.policies.attachment import Attachment
+from trimtab.policies.interrupts import Interrupts
 from trimtab.policies.listening import Listener, PolicyFault
 from trimtab.policies.outcomes import Losses, ln_losses
 from trimtab.policies.ranks import initialized
@@ -27,6 +28,7 @@ from trimtab.policies.trail import Event
 HELD = (
     Reason.FAULT
     | Reason.UNREAD
+    | Reason.BROKEN_OFF
     | Reason.LOST
     | Reason.LATE
     | Reason.SWITCHED_OFF
@@ -119,6 +121,8 @@ class Decider:
         val_loss: the validation loss that came since the last decision; NaN for none.
         left: decisions are over.
         anchored: an anchor was dropped.
+        interrupts: Ctrl-C waits while they hold it: let through while the run is read and the policy is asked.
+        interruption: what broke off a decision, in which every lever held then; raised when that is done with.
     """
 
     def __init__(self, parts: Parts, optimizer: torch.optim.Optimizer) -> None:
@@ -127,11 +131,22 @@ class Decider:
         self.events = LiveEvents(optimizer, parts.snapshots, parts.settings.mode == "act", self.safely)
         self.val_loss: Tensor | float = math.nan
         self.left = self.anchored = False
+        self.interrupts = Interrupts()
+        self.interruption: BaseException | None = None
         self._by_choice = initialized()  # alone, although there are other processes
 
     def safely(self, what: str, act: Callable[[], None]) -> None:
-        """Does something that the training goes on without; see ``StepHooks.safely``."""
-        self.run.hooks.safely(what, act)
+        """Does something that the training goes on without (see ``StepHooks.safely``), and the decision without it too."""
+
+        def all_of_it() -> None:
+            try:
+                act()
+            except Exception:
+                raise
+            except BaseException as error:  # noqa: BLE001 - raised when the decision is done with
+                self.failed(error)
+
+        self.run.hooks.safely(what, all_of_it)
 
     def enabled(self, wanted: bool) -> bool:
         """Whether the controller is switched on; ``wanted`` is what this process was told."""
@@ -161,7 +176,7 @@ class Decider:
             else:
                 self.run.release()
                 move = self.steering.hold(Reason.SWITCHED_OFF)
-        except Exception as error:  # noqa: BLE001 - whatever it is, the training must not stop for it
+        except BaseException as error:  # noqa: BLE001 - whatever it is, the training must not stop for it
             move = self.steering.abstain(self.failed(error))
         self.pass_on(measure)
         fired = self.happen(event for event, runs in move.fired.items() if runs[0])
@@ -176,10 +191,13 @@ class Decider:
 
     def reading(self, measure: bool) -> Reading:
         """Reads the run, with what the interval that has ended measured."""
-        val_loss, budget = math.nan, self.settings.total_steps
+        budget = self.settings.total_steps
+        with self.interrupts.let_through():
+            val_loss = float(self.val_loss) if measure else math.nan
+            found = self.run.reading(self.steering.levers, budget, val_loss, measure=measure)
         if measure:
-            val_loss, self.val_loss = float(self.val_loss), math.nan
-        return self.run.reading(self.steering.levers, budget, val_loss, measure=measure)
+            self.val_loss = math.nan
+        return found
 
     def goes_back(self, health: Health) -> bool:
         """Whether the run is to be put back now: also when it is lost, one last time."""
@@ -201,7 +219,8 @@ class Decider:
             return None, self._stand_back()
         check_readable(reading, self.steering.signals)
         observation = self.steering.observe(reading)
-        actions = self.listener.ask(observation)
+        with self.interrupts.let_through():
+            actions = self.listener.ask(observation)
         if actions is None:
             return observation, self.steering.abstain(Reason.LATE)
         return observation, self.steering.decide(actions, self.settings.policy.levers)
@@ -226,8 +245,11 @@ class Decider:
         self.events.anchor.weigh()
         self.anchored = False
 
-    def failed(self, error: Exception) -> Reason:
-        """Says what went wrong in a decision, and whose fault it is."""
+    def failed(self, error: BaseException) -> Reason:
+        """Says what went wrong in a decision, and whose fault it is; keeps what broke it off."""
+        if not isinstance(error, Exception):
+            self.interruption = self.interruption or error
+            return Reason.BROKEN_OFF
         name = self.settings.policy.name
         if isinstance(error, PolicyFault):
             self.run.hooks.say("policy", f"policy {name!r} failed to answer, so every lever holds: {error}")

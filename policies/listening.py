@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from trimtab.errors import TrimtabError
+from trimtab.errors import MismatchError, TrimtabError
 from trimtab.policies.policy import Policy
 
 SECONDS = 1.0  # that a policy may take for an answer, unless ``Controller.time_limit`` says otherwise
@@ -29,12 +29,23 @@ class Listener:
         time_limit: seconds for an answer, None for no limit. The first answer may take longer, for a warm-up.
         late: answers that came too late.
         finite: every number of the last answer was.
+        say: logs a warning, once for each of its first arguments.
+
+    Raises:
+        MismatchError: the policy cannot begin.
     """
 
-    def __init__(self, policy: Policy, say: Callable[[str, str], None]) -> None:
-        self.policy, self.state = policy, policy.init(1)
+    def __init__(self, policy: Policy) -> None:
+        self.policy = policy
+        try:
+            self.state = policy.init(1)
+        except Exception as error:  # of a user's code
+            raise MismatchError(
+                f"policy {policy.name!r} cannot begin: init raised {type(error).__name__}: {error}"
+            ) from error
         self.time_limit: float | None = SECONDS
-        self.late, self._asked, self._say = 0, False, say
+        self.late, self._asked = 0, False
+        self.say: Callable[[str, str], None] = lambda what, message: None
         self.finite = True
 
     def ask(self, observation: np.ndarray) -> np.ndarray | None:
@@ -57,7 +68,7 @@ class Listener:
         seconds, first, self._asked = time.monotonic() - began, not self._asked, True
         if not first and self.time_limit is not None and seconds > self.time_limit:
             self.late += 1
-            self._say(
+            self.say(
                 "late",
                 f"policy {self.policy.name!r} took {seconds:.3g} s for a decision, more than the {self.time_limit:g} s of "
                 f"controller.time_limit, so every lever held; after {LATE_ANSWERS} such it is not asked any more",
@@ -76,5 +87,5 @@ class Listener:
         try:
             return str(say(self.state)[0]) if callable(say) else ""
         except Exception as error:  # noqa: BLE001 - whatever it is, the training must not stop for it
-            self._say("why", f"policy {self.policy.name!r} could not say why: {error!r}")
+            self.say("why", f"policy {self.policy.name!r} could not say why: {error!r}")
             return ""

@@ -116,6 +116,10 @@ class Ledger:
             undone=undone,
         )
 
+    def turn(self) -> None:
+        """The run goes on in another mode: advice is no change, and a change is no advice, so none is followed on."""
+        self._open, self._validation = None, None
+
     @property
     def was_validated(self) -> bool:
         """Whether a validation loss has come yet."""

@@ -8,6 +8,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 import numpy as np
 
 Kind = Literal["moves", "targets", "events"]
+MOST_EVERY = 10**9  # optimizer steps between decisions: more than any run has
 
 
 @runtime_checkable
@@ -21,7 +22,8 @@ class Policy(Protocol):
             relative, in [-1, 1] in units of the lever's rate limit per decision, 0 holds; ``"targets"`` are absolute
             multipliers, >= 0, held only to the lever's absolute bounds; ``"events"`` (a name of ``events.EVENTS``) happen
             once where the action is at least 0.5, in any run.
-        decide_every: optimizer steps between decisions that it wants in a live run, or None for no preference.
+        decide_every: optimizer steps between decisions that it wants in a live run, 1 to ``MOST_EVERY``, or None for no
+            preference.
 
     A policy never keeps state between calls: what it remembers is in ``state``, a pytree of numpy arrays with a
     leading axis of runs (so that single runs can be reset), or an empty dict.

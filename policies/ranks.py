@@ -188,7 +188,7 @@ class Ranks:
                     f"ranks attach controllers that differ in {', '.join(differs)}; give the same arguments on every rank, "
                     "or process_group=... with the ranks that train one model"
                 )
-        except Exception:
+        except BaseException:
             for one in made:
                 undo(one)
             raise

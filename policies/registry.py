@@ -6,22 +6,35 @@ import importlib
 import inspect
 import os
 import re
+import reprlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, cast, get_args
 
 import numpy as np
 
-from trimtab.errors import BundleError, ConfigError, MismatchError, UnknownNameError, UserError, unknown
+from trimtab.errors import (
+    BundleError,
+    ConfigError,
+    MismatchError,
+    RangeError,
+    UnknownNameError,
+    UserError,
+    check_whole,
+    unknown,
+)
 from trimtab.inner_training.events import EVENTS
 from trimtab.inner_training.levers import LEVERS
 from trimtab.inner_training.signals import all_signals
 from trimtab.policies import names
-from trimtab.policies.policy import Kind, Policy
+from trimtab.policies.policy import MOST_EVERY, Kind, Policy
 from trimtab.policies.rules import RULES, Factory, RuleEntry
+from trimtab.policies.strict_json import has_half_characters
 
 DEFAULT = "default"
 DEFAULT_BUNDLE = Path(__file__).parent / "bundled" / DEFAULT
+
+LONGEST = 200  # characters of a policy's name
 
 _OBJECT = re.compile(r"([A-Za-z_][\w.]*):([A-Za-z_][\w.]*)")
 
@@ -97,25 +110,35 @@ def check_policy(policy: object, label: str) -> Policy:
     policy = check_protocol(policy, label)
     _check_names(label, policy)
     every = policy.decide_every
-    if every is not None and (not isinstance(every, int) or every < 1):
-        raise MismatchError(f"{label}: decide_every is {every!r}; it must be None or a whole number of at least 1")
+    if every is not None:
+        try:
+            check_whole(f"{label}: decide_every", every, 1, "optimizer steps, or None", MOST_EVERY)
+        except RangeError as error:
+            raise MismatchError(str(error)) from error
     _check_trial(label, policy)
     return policy
 
 
 def check_protocol(policy: object, label: str) -> Policy:
     """Verifies no more than that an object has what a policy has; ``MismatchError`` names what it lacks."""
-    missing = [
-        name for name in ("name", "signals", "levers", "decide_every", "init", "act") if not hasattr(policy, name)
-    ]
-    if missing or not isinstance(policy, Policy) or isinstance(policy, type):
+    wanted = ("name", "signals", "levers", "decide_every", "init", "act")
+    try:
+        missing = [name for name in wanted if not hasattr(policy, name)]
+        fits = not missing and isinstance(policy, Policy) and not isinstance(policy, type)
+    except Exception as error:  # of a user's properties
+        raise MismatchError(f"{label} is not a policy: asked for its attributes, it raised {error!r}") from error
+    if not fits:
         lack = f"it has no {', '.join(missing)}" if missing else "it is a class; give an instance"
         raise MismatchError(f"{label} is not a policy: {lack}")
-    return policy
+    return cast(Policy, policy)
 
 
 def _check_names(label: str, policy: Policy) -> None:
     signals, levers = policy.signals, policy.levers
+    if not isinstance(policy.name, str) or not 0 < len(policy.name) <= LONGEST or has_half_characters(policy.name):
+        raise MismatchError(
+            f"{label}: name is {reprlib.repr(policy.name)}; it must be a text of 1 to {LONGEST} whole characters"
+        )
     if not isinstance(signals, tuple) or len(set(signals)) < len(signals):
         raise MismatchError(f"{label}: signals is {signals!r}; it must be a tuple of different signal names")
     if not isinstance(levers, Mapping) or not levers:

@@ -22,7 +22,11 @@ BUDGET = ("progress", "progress_available")  # signals that tell how much of a r
 
 def remarks(settings: Attachment, signals: Sequence[Signal], optimizer: torch.optim.Optimizer) -> dict[str, str]:
     """What can be said before a run begins, by what it is about."""
-    found = {"unknown signals": unknown_here(signals, settings.model), "budget": no_budget(settings)}
+    found = {
+        "unknown signals": unknown_here(signals, settings.model),
+        "budget": no_budget(settings),
+        "no decision": no_decision(settings),
+    }
     if (kind := own_step(optimizer)) is not None:
         found["own step"] = kind.warning(type(optimizer).__name__)
     return {what: said for what, said in found.items() if said}
@@ -53,6 +57,17 @@ def no_budget(settings: Attachment) -> str:
     )
 
 
+def no_decision(settings: Attachment) -> str:
+    """What to say of a run that ends before its first interval does; empty of others."""
+    every, budget = settings.decide_every, settings.total_steps
+    if budget is None or every <= budget:
+        return ""
+    return (
+        f"decide_every={every} is more than total_steps={budget}: after the decision before the first step there would be no "
+        f"other, and nothing that the run does would be judged; give attach(..., decide_every=...) of {budget} or less"
+    )
+
+
 def no_validation(name: str, signals: Sequence[Signal], journal: Journal) -> str:
     """What to say when no validation loss has come in ``WAIT`` decisions; empty at others, and where the policy reads none."""
     if journal.decisions != WAIT or journal.ledger.was_validated:
@@ -64,6 +79,25 @@ def no_validation(name: str, signals: Sequence[Signal], journal: Journal) -> str
         f"policy {name!r} reads {', '.join(read)}, but no validation loss has come in its first {WAIT} decisions; until one does "
         "they stay 0, so overfitting is not acted on, and a learned policy may do worse than it was judged to; give "
         "controller.step(loss, val_loss=...) whenever one was measured (monitor=... in a host)"
+    )
+
+
+def not_resumed(done: int | None, settings: Attachment) -> str:
+    """What to say of a host's checkpoint that was saved without a controller.
+
+    Args:
+        done: optimizer steps that the host had made; None where it does not say.
+        settings: of the controller that begins now.
+    """
+    budget, at = settings.total_steps, "" if done is None else f" of step {done}"
+    left = ""
+    if budget is not None and done is not None and done < budget:
+        left = f"; give total_steps={budget - done} for what is left"
+    counts = "0" if budget is None else f"0 of total_steps={budget}"
+    return (
+        f"the checkpoint{at} holds no state of a controller, as it was saved without one: this controller begins at null "
+        f"multipliers and counts from {counts}, so that a policy which follows the budget begins anew and does not come to its "
+        f"end, and what is usual in this run is unknown to it at first{left}; checkpoints saved from now on hold its state"
     )
 
 

@@ -96,7 +96,9 @@ class RanksDecider(Decider):
             return self._together(measure, wanted)
         except PartedError as error:
             return self._leave(str(error))
-        except Exception as error:  # noqa: BLE001 - whatever it is, the training must not stop for it
+        except BaseException as error:  # noqa: BLE001 - whatever it is, the training must not stop for it
+            if not isinstance(error, Exception):
+                self.failed(error)
             self.ranks.lose()
             return self._leave(repr(error))
 
@@ -133,7 +135,7 @@ class RanksDecider(Decider):
             return None, int(Reason.SWITCHED_OFF)
         try:
             return self.reading(measure), 0
-        except Exception as error:  # noqa: BLE001 - whatever it is, the other ranks wait
+        except BaseException as error:  # noqa: BLE001 - whatever it is, the other ranks wait
             return None, int(self.failed(error))
 
     def _report(self, reading: Reading | None, code: int) -> np.ndarray:
@@ -163,7 +165,7 @@ class RanksDecider(Decider):
             thought.code = int(np.bitwise_or.reduce(thought.move.reasons[0])) & int(Reason.LATE)
             if thought.observation is not None and not self.listener.finite:
                 thought.code |= int(Reason.NOT_FINITE)
-        except Exception as error:  # noqa: BLE001 - whatever it is, the other ranks wait
+        except BaseException as error:  # noqa: BLE001 - whatever it is, the other ranks wait
             thought.code = int(self.failed(error))
         return thought
 

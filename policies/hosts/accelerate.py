@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from typing import Any, Unpack
 
@@ -24,6 +25,7 @@ class AcceleratedController:
 
     def __init__(self, accelerator: Any, hosted: Hosted, controller: Controller) -> None:
         self._accelerator, self._hosted, self.controller = accelerator, hosted, controller
+        self._missing = False
 
     def step(self, loss: Tensor | float, val_loss: Tensor | float | None = None) -> Decision:
         """Notes a loss; call it for every batch, after ``optimizer.step()`` and ``scheduler.step()``.
@@ -34,10 +36,28 @@ class AcceleratedController:
             loss: training loss of the batch, as it was given to ``accelerator.backward``.
             val_loss: validation loss, whenever one was measured.
         """
+        self.register()
         self._hosted.note(loss)
         self._hosted.validated(val_loss)
         decision = self._hosted.step() if self._accelerator.sync_gradients else None
         return decision or Decision(False, self.multipliers, "no optimizer step was done", False)
+
+    def register(self, *saving: Any) -> None:
+        """Takes its place among the accelerator's checkpoints again, after one that did not hold it."""
+        if self._missing:
+            self._accelerator.register_for_checkpointing(self)
+            self._missing = False
+
+    def look(self, models: Any, folder: str | os.PathLike[str]) -> None:
+        """Leaves the accelerator's checkpoints for the one that is about to be loaded, if it was saved without a controller:
+        Accelerate refuses one that holds fewer objects than there are."""
+        registered = self._accelerator._custom_objects
+        held = len([name for name in os.listdir(folder) if re.fullmatch(r"custom_checkpoint_\d+\.pkl", name)])
+        without = registered[held:]
+        if self in without and all(isinstance(one, AcceleratedController) for one in without):
+            registered.remove(self)
+            self._missing = True
+            self.controller.not_resumed(None)
 
     @property
     def multipliers(self) -> dict[str, float]:
@@ -107,5 +127,11 @@ def attach(
         also=() if scaler is None else (scaler,),
     )
     made = AcceleratedController(accelerator, hosted, controller)
-    accelerator.register_for_checkpointing(made)
+    try:
+        accelerator.register_for_checkpointing(made)
+        accelerator.register_load_state_pre_hook(made.look)
+        accelerator.register_save_state_pre_hook(made.register)
+    except BaseException:
+        hosted.withdraw()
+        raise
     return made

@@ -37,6 +37,12 @@ def budget(state: Any) -> int | None:
     return None
 
 
+def batches_done(state: Any) -> int:
+    """Batches that a checkpoint has restored; 0 where the state does not say."""
+    done = getattr(getattr(state, "timestamp", None), "batch", 0)
+    return int(getattr(done, "value", done))
+
+
 class TrimtabAlgorithm:
     """Steers a Composer training, once per batch that ends in an optimizer step.
 
@@ -126,6 +132,7 @@ class TrimtabAlgorithm:
             host=state,
             total_steps=budget(state),
             also=() if scaler is None else (scaler,),
+            done=batches_done(state) if self._optimizer is None else 0,
         )
         self._optimizer = optimizer
 

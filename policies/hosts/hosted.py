@@ -111,7 +111,14 @@ class Hosted:
         self.seen = 0
 
     def begin(
-        self, optimizer: Any, model: nn.Module | None, *, host: Any, total_steps: int | None, also: Sequence[Any] = ()
+        self,
+        optimizer: Any,
+        model: nn.Module | None,
+        *,
+        host: Any,
+        total_steps: int | None,
+        also: Sequence[Any] = (),
+        done: int = 0,
     ) -> Controller:
         """Attaches a controller, and gives it the state that was loaded before there was an optimizer.
 
@@ -121,6 +128,7 @@ class Hosted:
             host: what a function of the user that gives ``stateful`` is called with.
             total_steps: what the host knows of the budget.
             also: objects of the host to be rolled back too.
+            done: optimizer steps of the checkpoint that the host has restored; 0 for none.
 
         Raises:
             UserError: as ``trimtab.attach`` and ``Controller.load_state_dict``; nothing stays attached then.
@@ -145,8 +153,10 @@ class Hosted:
             try:
                 controller.load_state_dict(saved)
             except BaseException:
-                controller.detach()
+                controller.withdraw()
                 raise
+        elif done > 0:
+            controller.not_resumed(done)
         self._losses.clear()
         self.controller, self.seen = controller, controller.steps
         return controller
@@ -203,6 +213,12 @@ class Hosted:
         """Leaves the optimizer as it was; the controller can still be asked for its summary and its state."""
         if self.controller is not None:
             self.controller.detach()
+
+    def withdraw(self) -> None:
+        """Leaves everything as if the training had not begun."""
+        if self.controller is not None:
+            self.controller.withdraw()
+            self.controller = None
 
     def state_dict(self) -> dict[str, Any] | None:
         """State of the controller, or what was loaded for one that does not exist yet; None where there is neither."""

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import functools
-import logging
 import os
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -22,7 +21,6 @@ from trimtab.policies.controller import Controller
 from trimtab.policies.hosts.hosted import Common, Hosted, HostOptions
 from trimtab.policies.policy import Policy
 
-logger = logging.getLogger("trimtab")
 NAME = "TrimtabCallback"
 
 
@@ -157,8 +155,6 @@ class HuggingFaceHooks:
         found = first.get("attributes", {}).get("saved") if isinstance(first, Mapping) else None
         if state.global_step == 0:
             found = None  # what stands there is of an earlier training of this process
-        elif found is None:
-            logger.warning("the checkpoint holds no state of a controller, so it starts anew from null multipliers")
         self._hosted.load_state_dict(found)
         if state.stateful_callbacks is not None:
             state.stateful_callbacks.setdefault(NAME, {})  # the Trainer cannot save a callback that it has not read
@@ -177,7 +173,15 @@ class HuggingFaceHooks:
             host=None,
             total_steps=state.max_steps if state.max_steps > 0 else None,
             also=() if scaler is None else (scaler,),
+            done=state.global_step,
         )
+        try:
+            self._watch(model)
+        except BaseException:
+            self._hosted.withdraw()
+            raise
+
+    def _watch(self, model: Any) -> None:
         if isinstance(model, nn.Module) and not self._follows:
             self._total = False
             hook = torch.compiler.disable(self._forward)  # type: ignore[no-untyped-call]

@@ -87,6 +87,7 @@ class LightningHooks:
             host=trainer,
             total_steps=int(steps) if math.isfinite(steps) and steps > 0 else None,
             also=() if scaler is None else (scaler,),
+            done=trainer.global_step if trainer.ckpt_path is not None else 0,
         )
         self._done = trainer.global_step
 

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import math
 from collections.abc import Iterable
 from numbers import Integral
 from types import ModuleType
+
+LONGEST = 128  # bits of a whole number that a message shows
 
 
 class TrimtabError(Exception):
@@ -97,10 +100,21 @@ def out_of_range(
     else:
         limits = "a finite number"
     tail = f" ({remedy})" if remedy else ""
-    return RangeError(f"{name} is {value}; it must be {limits}{tail}")
+    return RangeError(f"{name} is {shown(value)}; it must be {limits}{tail}")
 
 
-def check_whole(name: str, value: object, low: int, remedy: str = "") -> int:
+def shown(value: object) -> object:
+    """A value for a message; of a whole number that would fill the screen, or that Python refuses to write, its length.
+
+    >>> shown(0.5), shown(10**400)
+    (0.5, 'a whole number of about 400 digits')
+    """
+    if isinstance(value, int) and value.bit_length() > LONGEST:
+        return f"a whole number of about {round(value.bit_length() * math.log10(2))} digits"
+    return value
+
+
+def check_whole(name: str, value: object, low: int, remedy: str = "", most: int | None = None) -> int:
     """A whole number that is large enough, as Python's ``int``; numpy's integers are as good, True and 2.0 are not.
 
     Args:
@@ -108,9 +122,10 @@ def check_whole(name: str, value: object, low: int, remedy: str = "") -> int:
         value: the value that was given.
         low: the smallest allowed value, inclusive.
         remedy: what to do, in a few words; empty for none.
+        most: the largest allowed value, inclusive; None is no upper limit.
 
     Raises:
-        RangeError: when it is no whole number, or too small.
+        RangeError: when it is no whole number, too small, or too large.
 
     Example:
         >>> check_whole("runs", 64, 1)
@@ -124,6 +139,8 @@ def check_whole(name: str, value: object, low: int, remedy: str = "") -> int:
         raise RangeError(f"{name} is {value!r}; it must be a whole number of at least {low}{tail}")
     if int(value) < low:
         raise out_of_range(name, value, low=low, remedy=remedy)
+    if most is not None and int(value) > most:
+        raise out_of_range(name, value, high=most, remedy=remedy)
     return int(value)
 
 

@@ -14,7 +14,9 @@ from scipy import stats
 from tests.policies.audits import decision, outcome, validation, write
 from trimtab.agents.audit_changes import FEWEST, Kind, Made, changes_of, effect_of, mean_interval, size_of
 from trimtab.agents.audit_compare import compare_audits, size_label
+from trimtab.agents.audit_page import to_page
 from trimtab.errors import UserError
+from trimtab.policies.audit_chain import load_trace
 
 DOWN = Kind("lr", "down", "large", "plateau")
 
@@ -150,6 +152,19 @@ def test_what_cannot_be_compared_is_refused(tmp_path: Path) -> None:
         compare_audits(a, [])
     with pytest.raises(UserError, match="cannot be read"):
         compare_audits(a, tmp_path / "none.jsonl")
+
+
+def test_of_a_run_that_went_on_from_advice_to_action_the_action_counts(tmp_path: Path) -> None:
+    a = write(tmp_path / "a.jsonl", series(FALLS))
+    when = {"step": 500, "time": "2025-01-01T00:01:00Z"}
+    turn = {"kind": "resumed", **when}, {"kind": "mode", **when, "before": "advise", "mode": "act"}
+    later = [{**line, "step": line["step"] + 500} for line in series(FALLS)]
+    both = write(tmp_path / "both.jsonl", [*series(RISES), *turn, *later], mode="advise")
+    alone, mixed = compare_audits(a, a).rows, compare_audits(a, both).rows
+    assert [(row.kind, row.b and row.b.count) for row in mixed] == [(row.kind, row.b and row.b.count) for row in alone]
+    page = to_page(load_trace(both))
+    assert "mode advise, then act:" in page and "would have changed something or changed something" in page
+    assert "from here on in mode act" in page
 
 
 @pytest.mark.parametrize(

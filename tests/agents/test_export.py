@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import json
+import math
+import os
 import pickle
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +21,7 @@ from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 from torch import nn
 
+from trimtab.agents import agent_files
 from trimtab.agents.export import learned_policy, learned_policy_from_sb3, run_export, save_for_export
 from trimtab.agents.normalize import Normalizer, observation_statistics
 from trimtab.envs.catalogue import SCENARIOS
@@ -335,6 +340,113 @@ def test_damaged_zip_and_companion(tmp_path: Path) -> None:
     companion.write_text(good)
     (tmp_path / "model.zip").write_bytes((tmp_path / "model.zip").read_bytes()[:2000])
     with pytest.raises(UserError, match="not the .zip of an agent, or is damaged"):
+        run_export(tmp_path / "model.zip", tmp_path / "bundle")
+
+
+def broken_companion(good: dict[str, Any], **changes: Any) -> bytes:
+    return json.dumps({**good, **changes}).encode()
+
+
+def deep(levels: int) -> Any:
+    return [deep(levels - 1)] if levels else []
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"format": ["x"] * 9}, "is of format .'x'"),
+        ({"activation": "sine"}, "activation is 'sine'; it must be one of tanh, relu"),
+        ({"activation": ["tanh"]}, "activation is .'tanh'."),
+        ({"scenario": "digits-mlp"}, "scenario is no mapping"),
+        ({"scenario": {"id": 3}}, "scenario: id is 3"),
+        ({"statistics": []}, "statistics is no mapping"),
+        ({"statistics": {"mean": "x"}}, "not made of numbers"),
+        ({"statistics": {"mean": [10**400]}}, "not made of numbers"),
+        ({"statistics": {"mean": [1.0]}}, "'mean' must be .* finite numbers"),
+        ({"provenance": None}, "provenance is no mapping"),
+        ({"more": deep(500)}, "at most 8 levels"),
+        ({"more": [0] * 5000}, "at most 1024 are allowed"),
+        ({"more": math.nan}, "NaN is not allowed"),
+        ({"more": "x" * (1 << 20)}, "larger than the 1,048,576 bytes"),
+    ],
+    ids=lambda value: str(value)[:30],
+)
+def test_companions_that_are_none(change: dict[str, Any], words: str, tmp_path: Path) -> None:
+    model = agent(BASE)
+    save_for_export(model, normalizer(model), BASE, tmp_path / "model.zip")
+    good = json.loads((tmp_path / "model.json").read_text())
+    (tmp_path / "model.json").write_bytes(broken_companion(good, **change))
+    with pytest.raises(ConfigError, match=words) as caught:
+        run_export(tmp_path / "model.zip", tmp_path / "bundle")
+    assert len(str(caught.value)) < 600 and "\n" not in str(caught.value)
+    assert not (tmp_path / "bundle").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (b'{"a": 1, "a": 2}', "the key 'a' is there twice"),
+        (b"[" * 10**5, "not strict JSON"),
+        (b"\xff", "not strict JSON"),
+    ],
+)
+def test_companions_that_are_no_strict_json(text: bytes, words: str, tmp_path: Path) -> None:
+    (tmp_path / "model.zip").write_bytes(b"never looked at")
+    (tmp_path / "model.json").write_bytes(text)
+    with pytest.raises(ConfigError, match=words):
+        run_export(tmp_path / "model.zip", tmp_path / "bundle")
+
+
+def test_what_is_no_regular_file_is_not_exported(tmp_path: Path) -> None:
+    model = agent(BASE)
+    save_for_export(model, normalizer(model), BASE, tmp_path / "model.zip")
+    good = (tmp_path / "model.json").read_bytes()
+    (tmp_path / "model.json").unlink()
+    os.mkfifo(tmp_path / "model.json")
+    with pytest.raises(ConfigError, match="it is not a regular file"):
+        run_export(tmp_path / "model.zip", tmp_path / "bundle")
+    (tmp_path / "model.json").unlink()
+    (tmp_path / "model.json").write_bytes(good)
+    (tmp_path / "model.zip").unlink()
+    os.mkfifo(tmp_path / "model.zip")
+    with pytest.raises(UserError, match="is no agent"):
+        run_export(tmp_path / "model.zip", tmp_path / "bundle")
+
+
+def test_an_archive_that_unpacks_to_too_much_is_not_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = agent(BASE)
+    save_for_export(model, normalizer(model), BASE, tmp_path / "model.zip")
+    with zipfile.ZipFile(tmp_path / "model.zip", "a", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("bomb.pth", bytes(1 << 22))
+    small = (tmp_path / "model.zip").stat().st_size + (1 << 20)
+    monkeypatch.setattr(agent_files, "MOST_ZIP", small)
+    with pytest.raises(UserError, match="is not the .zip of an agent, .* unpacks to more than"):
+        run_export(tmp_path / "model.zip", tmp_path / "bundle")
+    monkeypatch.setattr(agent_files, "MOST_ZIP", 1000)
+    with pytest.raises(UserError, match="larger than the 1,000 bytes"):
+        run_export(tmp_path / "model.zip", tmp_path / "bundle")
+
+
+@pytest.mark.parametrize(
+    ("policy", "words"),
+    [
+        ([1, 2], "not made of named tensors"),
+        ({"action_net.weight": 3}, "not made of named tensors"),
+        ({"action_net.weight": torch.zeros(2, 2, dtype=torch.int64)}, "not made of named tensors of floats"),
+        ({"action_net.weight": torch.zeros(2, 2).to_sparse()}, "not made of named tensors of floats"),
+        ({"action_net.weight": torch.zeros(()), "action_net.bias": torch.zeros(())}, "cannot|can be exported"),
+        ({"other": torch.zeros(2)}, "not an actor-critic with an MLP"),
+    ],
+    ids=str,
+)
+def test_archives_of_something_else(policy: Any, words: str, tmp_path: Path) -> None:
+    model = agent(BASE)
+    save_for_export(model, normalizer(model), BASE, tmp_path / "model.zip")
+    held = io.BytesIO()
+    torch.save(policy, held)
+    with zipfile.ZipFile(tmp_path / "model.zip", "w") as archive:
+        archive.writestr("policy.pth", held.getvalue())
+    with pytest.raises(UserError, match=words):
         run_export(tmp_path / "model.zip", tmp_path / "bundle")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from pathlib import Path
 from typing import Any
 
@@ -176,6 +177,10 @@ def test_malformed_values_are_named(wrong: dict[str, Any], words: tuple[str, ...
         assert word in message
 
 
+LAUGHS = "a0: &a0 [x]\n" + "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 20))
+MERGES = "a0: &a0 {x: 1}\n" + "".join(f"a{n}: &a{n} {{<<: [*a{n - 1}, *a{n - 1}]}}\n" for n in range(1, 30))
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [
@@ -183,11 +188,22 @@ def test_malformed_values_are_named(wrong: dict[str, Any], words: tuple[str, ...
         ("- digits-mlp", "holds a list"),
         ("id: [", "not valid YAML: line 1"),
         ("id: mine\nid: yours", "line 2: key 'id' is given twice"),
-        (f"id: mine\ninterval: 0x{'f' * 5000}", "line 2: a whole number of 20000 bits is too long"),
+        (f"id: mine\ninterval: 0x{'f' * 900}", "line 2: a whole number of 3600 bits is too long"),
+        (f"id: mine\ninterval: 0x{'f' * 5000}", "line 2: a number of 5002 characters is too long"),
+        ("id: mine\ninterval: " + "1:" * 400_000 + "1", "line 2: a number of 800001 characters is too long"),
+        ("id: mine\ninterval: " + "1:" * 400_000 + "1.5", "line 2: a number of 800003 characters is too long"),
+        ("id: mine\ninterval: " + "1:" * 400 + "1.5", "not valid YAML"),
+        (f"{'k' * 500}: 1\n{'k' * 500}: 2", "is given twice"),
         ("id: !!python/object/apply:os.getcwd []", "not valid YAML"),
-        ("id: " + "[" * 5000, "not valid YAML"),
+        ("id: " + "[" * 5000, "line 1: lists and mappings are nested more than 32 deep"),
+        ("id: " + "{a: " * 200_000, "line 1: lists and mappings are nested more than 32 deep"),
+        ("- " * 5000 + "a", "line 1: lists and mappings are nested more than 32 deep"),
         ("\tid: mine", "not valid YAML"),
-        ("id: mine\nfamilies: &a [*a]", "families[0]"),
+        ("id: mine\nfamilies: &a [*a]", "line 2: an alias stands inside of what it repeats"),
+        ("id: mine\nguard: &a {b: {c: *a}}", "line 2: an alias stands inside of what it repeats"),
+        (LAUGHS, "more than 10,000 keys and values, with those that aliases repeat"),
+        (MERGES, "more than 10,000 keys and values, with those that aliases repeat"),
+        ("families: [" + "a," * 100_000 + "]", "more than 10,000 keys and values"),
     ],
     ids=lambda text: text[:20],
 )
@@ -199,6 +215,29 @@ def test_malformed_files(text: str, words: str, tmp_path: Path) -> None:
     assert str(path) in str(caught.value)
     assert words in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_aliases_may_be_used(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text(
+        "id: mine\nfamilies: &f [digits-mlp]\nlevers: [&l lr]\nsignals: [started]\ndoc: *l\n"
+    )
+    loaded = load_scenario(tmp_path / "mine.yaml")
+    assert loaded.levers == ("lr",) and loaded.doc == "lr"
+
+
+def test_what_is_no_regular_file_is_not_read(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.yaml")
+    (tmp_path / "zero.yaml").symlink_to("/dev/zero")
+    (tmp_path / "folder.yaml").mkdir()
+    for name in ("pipe", "zero", "folder"):
+        with pytest.raises(ConfigError, match="it is not a regular file"):
+            load_scenario(tmp_path / f"{name}.yaml")
+    (tmp_path / "large.yaml").write_bytes(b"#" * ((1 << 20) + 1))
+    with pytest.raises(ConfigError, match="larger than the 1,048,576 bytes"):
+        load_scenario(tmp_path / "large.yaml")
+    (tmp_path / "gone.yaml").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(ConfigError, match="No such file"):
+        load_scenario(tmp_path / "gone.yaml")
 
 
 def test_missing_and_undecodable_files(tmp_path: Path) -> None:

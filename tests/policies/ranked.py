@@ -9,6 +9,7 @@ import logging
 import multiprocessing
 import os
 import queue
+import signal
 import time
 import traceback
 from collections.abc import Callable, Mapping
@@ -124,6 +125,8 @@ class Moody:
             raise FloatingPointError("moody")
         if rank == self.rank and how == "late":
             time.sleep(1.0)
+        if rank == self.rank and how == "Ctrl-C":
+            signal.raise_signal(signal.SIGINT)
         trace = 0.9 * state["trace"] + observations.sum(1)
         moves = np.stack([np.sin(9 * trace), np.cos(5 * trace), np.sin(3 * trace)], 1)
         events = np.zeros((len(observations), 3))

@@ -9,6 +9,7 @@ import logging
 import math
 import os
 import platform
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -440,7 +441,7 @@ def test_a_run_that_loads_no_state_follows_with_a_line_that_says_so(tmp_path: Pa
     [
         ({"policy": "plateau"}, "it is the audit of another run: its policy is 'greedy', and not 'plateau'"),
         ({"decide_every": 6}, "its decide_every is 5, and not 6"),
-        ({"mode": "advise"}, "its mode is 'act', and not 'advise'"),
+        ({"policy": Scripted([[0.5]])}, "its policy is 'greedy', and not 'scripted'"),
     ],
 )
 def test_the_audit_of_another_run_is_refused(tmp_path: Path, options: dict[str, Any], message: str) -> None:
@@ -450,6 +451,45 @@ def test_the_audit_of_another_run_is_refused(tmp_path: Path, options: dict[str, 
     with pytest.raises(OutputExistsError, match=message):
         resumable(path, **options)
     assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize("modes", [("advise", "act"), ("act", "advise"), ("advise", "act", "advise", "advise", "act")])
+def test_a_run_may_go_on_in_another_mode(tmp_path: Path, modes: tuple[str, ...]) -> None:
+    path, policy = tmp_path / "run.jsonl", Scripted([[0.5], [0.6], [0.7], [0.8]], decide_every=5)
+    loop = resumable(path, policy=policy, mode=modes[0]).run(13)
+    for mode in modes[1:]:
+        assert loop.controller is not None
+        state = json.loads(json.dumps(loop.controller.state_dict()))
+        loop.controller.detach()
+        loop = resumed(loop, path, state, policy=policy, mode=mode).run(10)
+    assert verify_audit(path).holds
+    lines, mode, turns = told(path), modes[0], []
+    assert lines[0]["mode"] == modes[0]
+    for before, line in pairwise(lines):
+        if line["kind"] == "mode":
+            assert before["kind"] == "resumed" and fits(read_audit(path)[lines.index(line)])
+            assert line == {"kind": "mode", "step": before["step"], "before": mode, "mode": line["mode"]}
+            mode = line["mode"]
+            turns.append(mode)
+        elif line["kind"] == "decision":
+            assert ("advised" in line) == (mode == "advise")
+            assert mode == "act" or line["applied"] == {"lr": 1.0}
+    changes = [new for old, new in pairwise(modes) if new != old]
+    assert turns == changes
+    assert load_trace(path).modes == (modes[0], *changes)
+    acted = [line for line in load_trace(path).acted if line["kind"] == "decision"]
+    assert acted and not any("advised" in line for line in acted)
+
+
+def test_what_was_advised_last_has_no_outcome_once_it_is_acted_upon(tmp_path: Path) -> None:
+    path, policy = tmp_path / "run.jsonl", Scripted([[0.5], [0.5], [0.7]], decide_every=5)
+    loop = resumable(path, policy=policy, mode="advise").run(7)
+    assert loop.controller is not None
+    resumed(loop, path, loop.controller.state_dict(), policy=policy).run(8)
+    lines = told(path)
+    after = lines[next(place for place, line in enumerate(lines) if line["kind"] == "mode") :]
+    outcomes = [line for line in after if line["kind"] == "outcome"]
+    assert [line["decided_at"] for line in outcomes] == [10], "the advice of step 5 is not the cause of anything"
 
 
 def test_an_audit_whose_chain_breaks_is_not_gone_on_with(tmp_path: Path) -> None:

@@ -96,7 +96,7 @@ def refused(rank: int, world: int, path: str) -> Any:
     """Where one rank cannot attach, none does; and they can try again."""
     training, told = Training(rank, world), []
     trials: list[dict[str, Any]] = [
-        {"policy": "cosinus" if rank == 1 else "cosine", "total_steps": 9},
+        {"policy": "cosinus" if rank == 1 else "cosine", "total_steps": 9, "audit": path + ".new"},
         {"policy": "greedy", "audit": path},  # is no audit; only the first rank looks
         {"policy": "greedy", "decide_every": 5 + rank},
         {"policy": "greedy", "guard": GuardConfig(explosion=10.0 + rank)},
@@ -106,6 +106,7 @@ def refused(rank: int, world: int, path: str) -> Any:
             attached(training, **options)
         except UserError as error:
             told.append(f"{type(error).__name__}: {error}")
+    told.append(str(os.path.exists(path + ".new")))
     controller = attached(training)
     controller.step(training.step())
     return told, controller.multipliers["lr"]
@@ -246,6 +247,22 @@ def _broken(*args: Any, **kwargs: Any) -> Any:
     raise RuntimeError("broken")
 
 
+def interrupted(rank: int, world: int) -> Any:
+    """Ctrl-C on one rank breaks its policy off: both hold, and go on together."""
+    training = Training(rank, world)
+    controller = attached(training, Moody(rank, {4: (1, "Ctrl-C")}))
+    controller.time_limit = None
+    reasons, broken = [], []
+    for k in range(6):
+        loss = training.step()
+        try:
+            reasons.append(controller.step(loss).reason)
+        except KeyboardInterrupt:
+            broken.append(k)
+            reasons.append("broken off")
+    return broken, reasons, controller._listener.state["trace"].tolist(), standing_hash(controller)
+
+
 def in_groups(rank: int, world: int) -> Any:
     """A group of one decides alone; a group that is none, or another's, is refused."""
     alone = dist.new_group([rank], use_local_synchronization=True)
@@ -301,6 +318,7 @@ def several(rank: int, world: int, folder: str) -> dict[str, Any]:
         (half_restored, False),
         (late,),
         (returning,),
+        (interrupted,),
         (in_groups,),
         (sharded,),
     ):
@@ -343,9 +361,10 @@ def test_where_one_rank_cannot_attach_none_does(both: list[dict[str, Any]]) -> N
     (zero, rate), (one, same) = both[0]["refused"], both[1]["refused"]
     assert rate == same == 0.5, "and then they can"
     assert "rank 1 could not attach" in zero[0] and "did you mean 'cosine'" in one[0]
+    assert zero[-1] == one[-1] == "False", "and no audit is left behind"
     assert "is not overwritten" in zero[1] and "rank 0 could not attach" in one[1]
     assert zero[2:] == one[2:] and "differ in decide_every;" in zero[2] and "differ in guard;" in zero[3]
-    assert all(text.startswith("MismatchError") for text in zero[2:])
+    assert all(text.startswith("MismatchError") for text in zero[2:-1])
 
 
 def test_a_gradient_scaler_skips_on_all_ranks_alike(both: list[dict[str, Any]]) -> None:
@@ -400,6 +419,13 @@ def test_ranks_of_which_some_could_not_go_back_end_their_decisions(both: list[di
 def test_a_late_answer_on_one_rank_is_used_on_none(both: list[dict[str, Any]]) -> None:
     reason, _, _ = common(both, "late")
     assert REASON_WORDS[Reason.LATE] in reason and REASON_WORDS[Reason.ABSTAINED] in reason
+
+
+def test_ctrl_c_on_one_rank_leaves_both_alike(both: list[dict[str, Any]]) -> None:
+    (none, reasons, *zero), (broken, others, *one) = both[0]["interrupted"], both[1]["interrupted"]
+    assert none == [] and broken == [2] and others[2] == "broken off"
+    assert "rank 1 abstained" in str(reasons) or "every lever holds" in reasons[2]
+    assert reasons[3:] == others[3:] and zero == one
 
 
 def test_process_groups(both: list[dict[str, Any]]) -> None:

@@ -160,10 +160,10 @@ def test_a_checkpoint_without_a_controller_is_said_and_can_be_saved_again(
     case = Case(steps=12, pause=4)
     run(None, case, tmp_path, end=4)
     run(TrimtabCallback("constant"), case, tmp_path, end=8, resume=4)
-    assert caplog.text.count("starts anew from null multipliers") == 1
+    assert caplog.text.count("this controller begins at null multipliers") == 1
     callback = TrimtabCallback("constant")
     run(callback, case, tmp_path, resume=8)
-    assert caplog.text.count("starts anew from null multipliers") == 1
+    assert caplog.text.count("this controller begins at null multipliers") == 1
     assert callback.controller.steps == 8, "it has seen the last eight of twelve steps"
 
 

@@ -221,5 +221,7 @@ def test_an_optimizer_without_a_learning_rate_is_refused() -> None:
     parameter = torch.nn.Parameter(torch.ones(2))
     optimizer = torch.optim.SGD([parameter], lr=0.1)
     optimizer.param_groups[0]["lr"] = None
-    with pytest.raises(UserError, match=r"SGD has the learning rates \[None\]; .* give the optimizer a learning rate"):
+    with pytest.raises(
+        UserError, match=r"SGD has the learning rate None .* one that it sets itself; .* give the optimizer such a rate"
+    ):
         attach(optimizer, policy="constant")
