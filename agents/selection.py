@@ -50,11 +50,18 @@ class Selection:
         return seeds
 
     def score(self, policy: Policy, steps: int) -> Score:
+        """Means over the instances, of a policy that has had so many environment steps of training."""
+        final, diverged = self.play(policy)
+        return Score(steps=steps, final_loss=float(final.mean()), diverged=float(diverged.mean()))
+
+    def play(self, policy: Policy) -> tuple[np.ndarray, np.ndarray]:
         """Plays every instance to its end, with the guard and the missing signals of training.
 
         Args:
             policy: what to judge; it reads what the scenario has, in the scenario's order.
-            steps: environment steps of training that it has had.
+
+        Returns:
+            The final ln validation loss (2, N) of each instance, and whether it has diverged.
         """
         episodes = self.episodes
         slots = np.arange(episodes.num_envs)
@@ -73,4 +80,4 @@ class Selection:
                 for name, value in state.items():
                     value[again] = fresh[name][again]
                 episodes.reset(again, self._seeds[1])
-        return Score(steps=steps, final_loss=float(final.mean()), diverged=float(diverged.mean()))
+        return final, diverged
