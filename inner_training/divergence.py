@@ -9,7 +9,7 @@ import numpy as np
 
 from trimtab.inner_training.guard_config import GuardConfig, Reason
 from trimtab.inner_training.reading import Reading
-from trimtab.inner_training.setbacks import Setbacks
+from trimtab.inner_training.setbacks import Ill, Setbacks
 
 SUDDEN_AFTER = 2  # calm intervals from which losses that are not finite, out of the blue, are no fault of the rate
 SPARED = 2  # times in a row: a fault of a few steps may lie across two intervals
@@ -41,6 +41,7 @@ class Health:
         rollback: the run must be put back now, to the last stable snapshot or, where ``resumed``, to what it was before
             that.
         setback: it is for a setback, and not because the run has diverged.
+        by_val: that setback is one of the validation loss alone.
         sound: before it is put back its newest snapshot becomes the last stable one.
         kept: what is given up by that is to be kept, for it may be resumed.
         resumed: see there.
@@ -50,15 +51,22 @@ class Health:
     stable: np.ndarray
     rollback: np.ndarray
     setback: np.ndarray
+    by_val: np.ndarray
     sound: np.ndarray
     kept: np.ndarray
     resumed: np.ndarray
     lost: np.ndarray
 
     @property
+    def trying(self) -> np.ndarray:
+        """(N,) bool, a stable moment is being tried after a setback, or has just been given up again: levers hold."""
+        return (self.kept & self.setback) | self.resumed
+
+    @property
     def reasons(self) -> np.ndarray:
         """(N,) ``Reason`` codes of what befell the runs."""
         code = np.where(self.setback, Reason.SETBACK, Reason.ROLLED_BACK)
+        code = np.where(self.setback & self.by_val, Reason.SETBACK_VALIDATION, code)
         return np.where(self.resumed, Reason.RESUMED, np.where(self.rollback, code, 0))
 
     def carry_out(self, runs: Restorable) -> None:
@@ -77,6 +85,7 @@ class Divergence:
         spent: (N,) int64, how much of the budget is spent; calm gives it back.
         lost: (N,) bool, runs that diverged for good.
         cap: (N,) the most that ``caution`` may return to.
+        cap_before, backed_before: (N,) ``cap`` and ``backed_off`` before the last rollback, for when it is given back.
         calm: (N,) int64, calm intervals since the start or the last rollback.
         first, usual: (N,) loss of the first step, and a long-term average of the intervals' means.
         size: (N,) long-term average of the intervals' mean absolute losses.
@@ -91,6 +100,8 @@ class Divergence:
     """
 
     ARRAYS = (
+        "cap_before",
+        "backed_before",
         "caution",
         "rollbacks",
         "lost",
@@ -110,17 +121,24 @@ class Divergence:
 
     def __init__(self, config: GuardConfig, num_runs: int) -> None:
         self.config = config
-        self.caution, self.cap = np.ones(num_runs), np.ones(num_runs)
+        self.caution, self.cap, self.cap_before = (np.ones(num_runs) for _ in range(3))
         self.rollbacks, self.calm = np.zeros(num_runs, dtype=np.int64), np.zeros(num_runs, dtype=np.int64)
         self.spared, self.spent = np.zeros(num_runs, dtype=np.int64), np.zeros(num_runs, dtype=np.int64)
         self.lost, self.exploded, self.backed_off, self.blamed = (np.zeros(num_runs, dtype=bool) for _ in range(4))
-        self.unsound, self.signed = (np.zeros(num_runs, dtype=bool) for _ in range(2))
+        self.unsound, self.signed, self.backed_before = (np.zeros(num_runs, dtype=bool) for _ in range(3))
         self.setbacks = Setbacks(config.setback if config.rollback else None, config.patience, num_runs)
         self.first, self.usual, self.size, self.mean = (np.full(num_runs, np.nan) for _ in range(4))
 
     def reset(self, mask: np.ndarray) -> None:
         """Starts the runs in ``mask`` (bool, (N,)) afresh."""
-        for name, value in (("caution", 1.0), ("cap", 1.0), ("first", np.nan), ("usual", np.nan), ("size", np.nan)):
+        for name, value in (
+            ("caution", 1.0),
+            ("cap", 1.0),
+            ("cap_before", 1.0),
+            ("first", np.nan),
+            ("usual", np.nan),
+            ("size", np.nan),
+        ):
             getattr(self, name)[mask] = value
         for name in (
             "rollbacks",
@@ -133,6 +151,7 @@ class Divergence:
             "spent",
             "unsound",
             "signed",
+            "backed_before",
         ):
             getattr(self, name)[mask] = 0
 
@@ -157,15 +176,20 @@ class Divergence:
         possible = config.rollback & (self.spent < config.rollback_budget)
         # Half of the budget is for what cannot go on.
         spare = config.rollback & ~signed & (self.spent < config.rollback_budget // 2)
+        # What is tried must be judged before the run ends.
+        spare &= ~(reading.total_steps - reading.step < 2 * len(measured.losses))
+        put_back = diverged & possible
         sound = self.setbacks.confirms(measured.losses)
-        setback = self.setbacks.judge(measured.losses, reading.val_loss, live, diverged, diverged & possible, spare)
+        setback = self.setbacks.judge(
+            measured.losses, reading.val_loss, live, Ill(diverged, put_back, put_back & finite), spare
+        )
         self._give_back(shifted)
         self.first[live] = first[live]
         calm = live & ~diverged & ~setback.rollback
         usual = np.where(np.isnan(self.usual), mean, USUAL * self.usual + (1 - USUAL) * mean)
         self.usual[calm] = np.where(shifted, np.fmax(mean, usual), usual)[calm]
         self._measure(measured.losses, calm, signed)
-        rollback = (diverged & possible) | setback.rollback
+        rollback = put_back | setback.rollback
         high = np.where(np.isfinite(measured.losses), measured.losses, -np.inf).max(0) > limit
         sudden = diverged & ~finite & ~high
         sudden &= (self.calm >= SUDDEN_AFTER) | ((self.calm == 0) & (self.spared > 0) & (self.spared < SPARED))
@@ -183,6 +207,7 @@ class Divergence:
             stable=calm & ~setback.unsure & ~setback.resumed,
             rollback=rollback | setback.resumed,
             setback=setback.rollback,
+            by_val=setback.by_val,
             sound=sound & rollback & (sudden | setback.rollback),
             kept=setback.kept,
             resumed=setback.resumed,
@@ -211,6 +236,7 @@ class Divergence:
         self.rollbacks[shifted] -= 1
         self.spent[shifted] = np.maximum(self.spent[shifted] - 1, 0)
         back = shifted & self.blamed
+        self.cap[back], self.backed_off[back] = self.cap_before[back], self.backed_before[back]
         self.caution[back] = np.minimum(self.caution[back] / self.config.backoff, 1.0)
 
     def _back_off(self, rollback: np.ndarray, sudden: np.ndarray) -> None:
@@ -218,6 +244,8 @@ class Divergence:
         self.rollbacks[rollback] += 1
         self.spent[rollback] += 1
         blamed = rollback & ~sudden
+        self.cap_before = np.where(rollback, self.cap, self.cap_before)
+        self.backed_before = np.where(rollback, self.backed_off, self.backed_before)
         self.caution[blamed] *= self.config.backoff
         again = blamed & self.backed_off  # the rate that it had come back to was too large
         self.cap[again] = self.caution[again]

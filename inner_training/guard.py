@@ -84,15 +84,20 @@ class Guard:
         """Judges the interval just finished (see ``Divergence.judge``); before the first one there is nothing to judge."""
         nothing = np.zeros(reading.num_runs, dtype=bool)
         if reading.measured is None:
-            return Health(~self.lost, nothing, nothing, nothing, nothing, nothing, self.lost.copy())
+            return Health(~self.lost, nothing, nothing, nothing, nothing, nothing, nothing, self.lost.copy())
         health = self.divergence.judge(reading)
-        self.trying, self.befell = health.kept | health.resumed, health.reasons
+        self.trying, self.befell = health.trying, health.reasons
         self.moderation.pass_on(health.rollback & ~self.trying)
         for rest in self._since.values():
             np.maximum(rest - 1, 0, out=rest)
         self.trials.note(self.divergence.mean, health.stable, health.rollback)
         self._hold(reading, health.stable)
         return health
+
+    def settle(self) -> None:
+        """No moment is being tried any more, because what was given up for it is taken up again, or is lost."""
+        self.divergence.setbacks.reset(self.divergence.setbacks.kept.copy())
+        self.trying[:] = False
 
     def _hold(self, reading: Reading, calm: np.ndarray) -> None:
         """Sets the ceiling for the steps until the next decision; curvature is held between its measurements."""

@@ -44,6 +44,7 @@ class Reason(IntFlag):
     RETURNING = 67108864
     UNREAD = 134217728
     BROKEN_OFF = 268435456
+    SETBACK_VALIDATION = 536870912
 
 
 REASON_WORDS: dict[Reason, str] = {
@@ -70,7 +71,8 @@ REASON_WORDS: dict[Reason, str] = {
     Reason.SPENT: "the rollback that was asked for is not in the budget",
     Reason.TRYING: "a stable snapshot is being tried, so the lever holds",
     Reason.SETBACK: "the loss rose suddenly, so the last stable snapshot was restored",
-    Reason.RESUMED: "the restored snapshot did no better, so it is the data: the run goes on from where it was",
+    Reason.SETBACK_VALIDATION: "the validation loss rose suddenly, so the last stable snapshot was restored",
+    Reason.RESUMED: "the restored snapshot did no better, as far as can be told, so the run goes on from where it was",
     Reason.RETURNING: "no answer of the policy could be used for too many decisions in a row, so the lever returns towards null",
     Reason.SWITCHED_OFF: "the controller is switched off, so the run goes on by its own settings",
     Reason.ABSTAINED: "a rank abstained, so every rank holds",

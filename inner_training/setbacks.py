@@ -29,6 +29,7 @@ class Verdict(NamedTuple):
         rollback: the last stable moment is to be tried; what is given up is kept where ``kept``.
         kept: see there.
         resumed: what was given up is to be taken up again.
+        by_val: it was the validation loss alone that rose.
         again: the loss rose once more from the stable moment: the rate is to blame.
         unsure: this moment must not become a snapshot.
     """
@@ -36,8 +37,23 @@ class Verdict(NamedTuple):
     rollback: np.ndarray
     kept: np.ndarray
     resumed: np.ndarray
+    by_val: np.ndarray
     again: np.ndarray
     unsure: np.ndarray
+
+
+class Ill(NamedTuple):
+    """Runs that have diverged; bool arrays of shape (N,).
+
+    Attributes:
+        diverged: all of them.
+        put_back: those that are rolled back for it.
+        finite: those again whose losses and weights are still numbers, so that they may be resumed.
+    """
+
+    diverged: np.ndarray
+    put_back: np.ndarray
+    finite: np.ndarray
 
 
 class Usual:
@@ -134,22 +150,24 @@ class Setbacks:
         doubt: (N,) int64, setbacks in a row that the stable moment did not help.
         peak: (N,) ln training loss of the interval before.
         kept: (N,) bool, what was given up is still there.
+        by_val: (N,) bool, only the validation loss has risen; ``risen`` (N,) to what.
     """
 
-    ARRAYS = ("phase", "age", "tries", "wait", "doubt", "peak", "kept")
+    ARRAYS = ("phase", "age", "tries", "wait", "doubt", "peak", "kept", "by_val", "risen")
 
     def __init__(self, rise: float | None, patience: int, num_runs: int) -> None:
         self._rise, self._patience = np.inf if rise is None else rise, patience
         self.train, self.val = Usual(num_runs), Usual(num_runs)
-        self.peak, self.kept = np.full(num_runs, np.nan), np.zeros(num_runs, dtype=bool)
+        self.peak, self.risen = np.full(num_runs, np.nan), np.full(num_runs, np.nan)
+        self.kept, self.by_val = np.zeros(num_runs, dtype=bool), np.zeros(num_runs, dtype=bool)
         self.phase, self.age, self.tries, self.wait, self.doubt = (np.zeros(num_runs, dtype=np.int64) for _ in range(5))
 
     def reset(self, mask: np.ndarray) -> None:
         """Forgets the runs in ``mask`` (bool, (N,))."""
         for one in (self.train, self.val):
             one.reset(mask)
-        self.peak[mask] = np.nan
-        for name in ("phase", "age", "tries", "wait", "doubt", "kept"):
+        self.peak[mask] = self.risen[mask] = np.nan
+        for name in ("phase", "age", "tries", "wait", "doubt", "kept", "by_val"):
             getattr(self, name)[mask] = 0
 
     def blames_data(self, losses: np.ndarray, live: np.ndarray) -> np.ndarray:
@@ -173,8 +191,7 @@ class Setbacks:
         losses: np.ndarray,
         val_loss: np.ndarray,
         live: np.ndarray,
-        diverged: np.ndarray,
-        put_back: np.ndarray,
+        ill: Ill,
         possible: np.ndarray,
     ) -> Verdict:
         """Judges the interval just finished.
@@ -183,14 +200,13 @@ class Setbacks:
             losses: (K, N) of its steps.
             val_loss: (N,) at its end, NaN where unknown.
             live: (N,) bool, runs to judge.
-            diverged: (N,) bool, runs that have diverged.
-            put_back: (N,) bool, those of them that are rolled back for it.
+            ill: runs that have diverged.
             possible: (N,) bool, runs that may be rolled back for a setback.
         """
         if len(losses) < SHORTEST:
             nothing = np.zeros(len(live), dtype=bool)
-            return Verdict(nothing, nothing, nothing, nothing, nothing)
-        seen = self._look(losses, val_loss, live, diverged)
+            return Verdict(*[nothing] * len(Verdict._fields))
+        seen, put_back = self._look(losses, val_loss, live, ill.diverged), ill.put_back
         calm, tried, still = (self.phase == one for one in (CALM, TRIED, OPEN))
         raised, doubted = seen.high | seen.worse, self.doubt > 0
         begun = possible & calm & raised
@@ -200,14 +216,17 @@ class Setbacks:
         sudden = (still & ~doubted & (seen.fallen | closing)) | (tried & seen.data & seen.fallen)
         peek = possible & (sudden | (still & raised & (self.age >= self.wait)))
         rollback = (begun & ~doubted) | again | spared | peek
-        resumed = seen.usable & tried & seen.data & ~rollback & self.kept
-        kept = (begun & ~doubted) | (peek & still)
-        self._start(begun | (calm & put_back))
+        # The validation loss rose and has not been measured since: nothing speaks for the moment that was tried.
+        unjudged = seen.usable & tried & self.by_val & np.isnan(seen.val) & ~rollback
+        resumed = seen.usable & tried & (seen.data | unjudged) & ~rollback & self.kept
+        kept = (begun & ~doubted) | (peek & still) | (calm & ill.finite & np.isfinite(self._rise))
+        self._start(begun | (calm & put_back), begun & ~seen.high, seen.val)
         back, others = rollback | put_back, seen.usable & tried & seen.data
         opened = seen.usable & ~back & (others | (still & raised) | begun)
         worn = opened & (self.age > self._patience)
         # Nothing helped against a higher validation loss, or nothing is known of what was usual.
         worn |= seen.usable & tried & ~back & ((seen.worse & ~seen.data) | (self.train.seen < AFTER))
+        worn |= unjudged
         self._doubt(still & ~back & (~opened | worn), seen.usable & tried & ~back & ~seen.data & ~worn)
         self.wait = np.where(others & (self.wait < NEVER), self.age + self.age // 2 + 2, self.wait)
         self.wait = np.where(begun & doubted, WARY * self.doubt, np.where(peek & closing, NEVER, self.wait))
@@ -215,8 +234,9 @@ class Setbacks:
         self.phase = np.where(back, TRIED, np.where(opened & ~worn, OPEN, CALM))
         self.tries, self.age = self.tries + back, self.age + (self.phase != CALM)
         self._learn(seen, worn)
+        self.val.accept(self.risen, unjudged)
         self.peak[back | resumed] = np.nan  # other weights than those of the next interval
-        return Verdict(rollback, kept, resumed, again, raised | (self.phase == OPEN))
+        return Verdict(rollback, kept, resumed, rollback & self.by_val, again, raised | (self.phase == OPEN))
 
     def _look(self, losses: np.ndarray, val_loss: np.ndarray, live: np.ndarray, diverged: np.ndarray) -> _Seen:
         ends, val, calm = _ln_mean(losses[len(losses) // 2 :]), _ln_mean(val_loss[None]), self.phase == CALM
@@ -232,7 +252,8 @@ class Setbacks:
             left=np.fmax(ends - self.train.before, val - self.val.before) > LEFT * self._rise,
         )
 
-    def _start(self, begun: np.ndarray) -> None:
+    def _start(self, begun: np.ndarray, by_val: np.ndarray, val: np.ndarray) -> None:
+        self.by_val[begun], self.risen[begun] = by_val[begun], val[begun]
         for one in (self.train, self.val):
             one.before[begun] = one.level[begun]
         for name in ("age", "tries", "wait", "kept"):

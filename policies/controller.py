@@ -208,6 +208,7 @@ class Controller:
         """
         if self._detached:
             return
+        self._decider.settle()
         self._run.detach()
         self._detached = True
         self._between = Decision(False, self.multipliers, "detached", False)

@@ -106,7 +106,7 @@ class Outcome:
             applied=applied,
             moved=bool(((move.after != move.before) & ((move.reasons & Reason.RETURNING) == 0)).any()),
             guarded=in_words(codes),
-            rolled_back=self.rolled_back or "rollback" in self.fired,
+            rolled_back=(self.rolled_back and not self.befell & Reason.RESUMED) or "rollback" in self.fired,
             losses=self.losses,
             why=why() if answered and self.observation is not None else "",
             fired=self.fired,
@@ -175,6 +175,7 @@ class Decider:
                 observation, move = self.answer(reading)
             else:
                 self.run.release()
+                self.settle()
                 move = self.steering.hold(Reason.SWITCHED_OFF)
         except BaseException as error:  # noqa: BLE001 - whatever it is, the training must not stop for it
             move = self.steering.abstain(self.failed(error))
@@ -240,10 +241,17 @@ class Decider:
         self.anchored |= "anchor" in fired
         return fired
 
+    def settle(self) -> None:
+        """Takes up again what was given up for a moment that is being tried, as nobody will judge that any more."""
+        if self.snapshots is not None:
+            self.safely("going on from where the run was", self.snapshots.resume)
+        self.steering.guard.settle()
+
     def resume(self) -> None:
         """Another run is taken over: what was dropped in this one is taken away."""
         self.events.anchor.weigh()
         self.anchored = False
+        self.steering.guard.settle()  # what it gave up is not in its state
 
     def failed(self, error: BaseException) -> Reason:
         """Says what went wrong in a decision, and whose fault it is; keeps what broke it off."""

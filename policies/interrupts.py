@@ -39,9 +39,9 @@ class Interrupts:
         if threading.current_thread() is not threading.main_thread() or not callable(handler) or self._handler:
             yield
             return
-        self._handler = handler
-        signal.signal(signal.SIGINT, self._note)
-        try:
+        try:  # one that comes before it can wait finds everything as it was
+            signal.signal(signal.SIGINT, self._note)
+            self._handler = handler
             yield
         finally:
             self._handler = None
@@ -55,8 +55,8 @@ class Interrupts:
         if handler is None:
             yield
             return
-        signal.signal(signal.SIGINT, handler)
         try:
+            signal.signal(signal.SIGINT, handler)
             self._pass_on(handler)
             yield
         finally:

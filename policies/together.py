@@ -109,6 +109,7 @@ class RanksDecider(Decider):
         self._on = not code & Reason.SWITCHED_OFF
         if not self._on:
             self.run.release()
+            self.settle()
         listened = self.listener.state
         shared = None if code or reading is None else self._reports.shared(reading, reports)
         thought = self._think(shared, measure)
@@ -118,7 +119,7 @@ class RanksDecider(Decider):
         first, restorable = rows[:1], self._reports.restorable(reports)
         thought.health = Health(*(self._form.read(first, "health").T > 0))
         if shared is not None:  # also where the guard failed on one rank: levers must move alike on all of them
-            self.steering.guard.trying = thought.health.kept | thought.health.resumed
+            self.steering.guard.trying = thought.health.trying
         if self.goes_back(thought.health) and not restorable:
             moments = each(self._reports.moments(reports))
             self.run.hooks.say("apart in snapshots", f"ranks could go back to different steps {moments}, so none does")
