@@ -11,7 +11,7 @@ import torch
 from tests.inner_training.problems import SmallDigits
 from tests.inner_training.test_signals import reading
 from trimtab.inner_training.divergence import Divergence, Health
-from trimtab.inner_training.guard import Guard, GuardConfig
+from trimtab.inner_training.guard import Guard, GuardConfig, Reason
 from trimtab.inner_training.levers import LEVERS
 from trimtab.inner_training.live_snapshot import LiveSnapshots
 from trimtab.inner_training.population import Population
@@ -238,3 +238,45 @@ def test_a_live_run_gives_up_and_resumes_bit_for_bit() -> None:
     snapshots.resume()
     trained(), snapshots.take(7), snapshots.restore(sound=True)
     assert present() != moments[1]
+
+
+def test_an_explosion_that_other_data_explain_costs_nothing_however_often() -> None:
+    phase = [*[[40.0] * 6] * 30, *[CALM] * 30]
+    story, made = judged([*STARTS, *phase * 3], GuardConfig(setback=0.4, renewal=5))
+    assert story[5:7] == ["tried", "resumed"]
+    assert (made.caution[0], made.cap[0], made.lost[0]) == (1.0, 1.0, False)
+
+
+def test_without_setbacks_other_data_cost_no_rate_either() -> None:
+    phase = [*[[40.0] * 6] * 30, *[CALM] * 30]
+    _, made = judged([*STARTS, *phase * 3], GuardConfig(setback=None, renewal=5))
+    assert (made.caution[0], made.cap[0], made.lost[0]) == (1.0, 1.0, False)
+
+
+def test_a_validation_loss_that_is_not_measured_again_speaks_for_nothing() -> None:
+    val = [1.0] * 5 + [2.0, np.nan, np.nan, 2.0, 2.0]
+    story, made = judged([*STARTS, *[CALM] * 5], val=val)
+    assert story[5:] == ["tried", "resumed", "stable", "stable", "stable"]
+    assert made.caution[0] == 1.0
+
+
+def test_the_reason_says_which_loss_rose() -> None:
+    made = Divergence(GuardConfig(), 1)
+    reasons = []
+    for losses, val in [*[(CALM, 1.0)] * 5, (CALM, 3.0), (CALM, 1.0), (HIGH, 1.0)]:
+        seen = reading(np.array(losses, dtype=float)[:, None])
+        seen.val_loss = np.array([val])
+        reasons.append(int(made.judge(seen).reasons[0]))
+    assert reasons == [0] * 5 + [Reason.SETBACK_VALIDATION, 0, Reason.SETBACK]
+
+
+def test_nothing_is_tried_that_the_run_is_too_short_to_judge() -> None:
+    made, stories = GuardConfig(), []
+    for left in (12, 11):
+        judge, story = Divergence(made, 1), []
+        for losses in [*STARTS, HIGH]:
+            seen = reading(np.array(losses, dtype=float)[:, None])
+            seen.total_steps = seen.step + (left if losses is HIGH else 100)
+            story.append(told(judge.judge(seen)))
+        stories.append(story[-1])
+    assert stories == ["tried", "held"]

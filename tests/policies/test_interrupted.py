@@ -243,3 +243,23 @@ def test_ctrl_c_that_waited_comes_where_it_is_let_through() -> None:
     with interrupts.held(), interrupts.held():
         done.append("nested")
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_ctrl_c_while_it_is_made_to_wait_leaves_nothing_held(monkeypatch: pytest.MonkeyPatch) -> None:
+    interrupts, installed, handler = Interrupts(), [], signal.getsignal(signal.SIGINT)
+    install = signal.signal
+
+    def broken(number: int, chosen: Any) -> Any:
+        installed.append(chosen)
+        if len(installed) == 1:
+            raise KeyboardInterrupt  # as ``signal.signal`` does when one has just come
+        return install(number, chosen)
+
+    monkeypatch.setattr(signal, "signal", broken)
+    with pytest.raises(KeyboardInterrupt), interrupts.held():
+        pytest.fail("not reached")
+    monkeypatch.undo()
+    assert signal.getsignal(signal.SIGINT) is handler
+    with interrupts.held(), interrupts.let_through():
+        assert signal.getsignal(signal.SIGINT) is handler
+    assert signal.getsignal(signal.SIGINT) is handler
