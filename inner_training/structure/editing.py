@@ -70,9 +70,7 @@ class Editor:
             chosen = numbers(given, self.gates.groups[name])
             idle = chosen[~self.gates.active[name][chosen]]
             if len(idle):
-                raise UserError(
-                    f"units {idle.tolist()} of {name} are not active; choose among those that .active shows"
-                )
+                raise UserError(f"units {idle.tolist()} of {name} are not active; choose from those that .active shows")
             if len(chosen):
                 found[name] = chosen
         return found
@@ -98,9 +96,8 @@ class Editor:
             stay = held.active[name].clone()
             stay[units[name]] = False
             staying = stay.nonzero()[:, 0]
-            for member, entries in split(
-                held.groups[name].of_role("column"), shapes, values[staying.to(values.device)]
-            ):
+            values = values[staying.to(values.device)]
+            for member, entries in split(held.groups[name].of_role("column"), shapes, values):
                 touched[member.parameter] |= member.mask(shapes[member.parameter], staying)
                 repaired.append((member, staying, entries))
 
@@ -218,9 +215,8 @@ class Editor:
     def _edit(self, kind: str, units: Mapping[str, Tensor], touched: Touched, change: Callable[[], None]) -> Edit:
         """Makes a change, of which only marked entries may be part, and remembers how to undo it."""
         tensors = {name: self.gates.tensor(name) for name in touched}
-        state.check_state(
-            self.gates.optimizer, {name: one for name, one in tensors.items() if isinstance(one, nn.Parameter)}
-        )
+        trained = {name: one for name, one in tensors.items() if isinstance(one, nn.Parameter)}
+        state.check_state(self.gates.optimizer, trained)
         record, cohorts = take_record(self.gates, touched), list(self._own_steps.cohorts)
         self._own_steps.forget(touched)
         with torch.no_grad():
@@ -247,13 +243,16 @@ class Editor:
             return done[0].edit if done else None
         units = {name: found for one in done for name, found in one.edit.units.items()}
         edit = Edit(kind, units, self._undo)
-        records = tuple(record for one in done for record in one.records)
-        self._history[begin:] = [_Done(edit, records, done[0].cohorts)]
+        self._history[begin:] = [_Done(edit, tuple(record for one in done for record in one.records), done[0].cohorts)]
         return edit
+
+    def settle(self, edit: Edit) -> None:
+        """Forgets how to undo the latest edit: from now on it counts as training, over which earlier ones are undone."""
+        self._history = [done for done in self._history if done.edit is not edit]
 
     def _undo(self, edit: Edit) -> None:
         if all(done.edit is not edit for done in self._history):
-            raise UserError(f"{edit!r} can no longer be undone: the structure has been compacted or loaded since")
+            raise UserError(f"{edit!r} cannot be undone: a keeper made it, or a compaction or a load came after it")
         last = self._history[-1]
         if last.edit is not edit:
             raise UserError(f"{edit!r} is not the latest edit; undo {last.edit!r} first")

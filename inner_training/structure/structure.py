@@ -60,6 +60,11 @@ class Structure:
         """int64 (units,) by group: optimizer steps since a unit became active, -1 for inactive ones."""
         return {name: self._gates.ages(name) for name in self._gates.groups}
 
+    @property
+    def editor(self) -> Editor:
+        """What makes the edits, below this face: for keepers (see ``keeping.maintain``)."""
+        return self._editor
+
     def score(
         self,
         criterion: str,
