@@ -78,7 +78,7 @@ def _slope_hook(name: str, layers: Layers, slopes: dict[str, list[Tensor]]) -> A
         if isinstance(output, Tensor) and output.requires_grad:
             layers.outputs[name] = output
             # Registered now, it gets the gradient from before an activation in place.
-            output.register_hook(lambda slope: slopes.setdefault(name, []).append(slope.detach()))
+            output.register_hook(lambda slope: slopes.setdefault(name, []).append(slope.detach()))  # type: ignore[no-untyped-call]
 
     return hook
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from trimtab.errors import MismatchError, UserError
 from trimtab.inner_training.structure.births import check_newborn_state
-from trimtab.inner_training.structure.collect import Request, gather, weights_of
+from trimtab.inner_training.structure.collect import Request, gather, made, weights_of
 from trimtab.inner_training.structure.evidence import Evidence
 from trimtab.inner_training.structure.gating import Gates
 from trimtab.inner_training.structure.groups import Group, split
@@ -166,7 +166,7 @@ class UnitKeeper:
         resetter = self._resetters[group.name]
         fields = {"alive": held.active[group.name].to(resetter.due.device)}
         if not resetter.looks:
-            return Evidence(**fields), ()
+            return made(fields), ()
         outputs = () if seen is None else seen.outputs(group)
         slope = None if seen is None else seen.gradient(group)
         if slopes is not None:
@@ -182,7 +182,7 @@ class UnitKeeper:
             fields["mean_abs"] = mean_abs(outputs)
         if "weights_in" in needs:
             fields |= {key: value for key, value in weights_of(held, group).items() if key in needs}
-        return Evidence(**fields), outputs
+        return made(fields), outputs
 
     def _lost(self, held: Gates, name: str) -> Evidence:
         """What each weight of the columns passes on of the mean outputs, which differ from position to position."""
@@ -191,7 +191,7 @@ class UnitKeeper:
         found = weights_of(held, group)["weights_out"]
         columns = group.of_role("column")
         shapes = {column.parameter: held.tensor(column.parameter).shape for column in columns}
-        each = means.to(found.device).split([column.each for column in columns], 1)
+        each = torch.split(means.to(found.device), [column.each for column in columns], 1)
         parts = [
             (values.reshape(*mean.shape, -1) * mean[..., None]).flatten(1)
             for (_, values), mean in zip(split(columns, shapes, found), each, strict=True)

@@ -189,7 +189,7 @@ class Contribution(Replacement):
         now = torch.cat([one.mean(-3) for one in outputs], -1)
         mean = memory["mean"] + share[..., None] * (now - memory["mean"])
         mean = torch.where(live[..., None], mean, 0.0)
-        centres = self.means({**memory, "mean": mean}, settings).split([one.shape[-1] for one in outputs], -1)
+        centres = torch.split(self.means({**memory, "mean": mean}, settings), [one.shape[-1] for one in outputs], -1)
         strays = [(one - at[..., None, :, :]).abs().mean(-3) for one, at in zip(outputs, centres, strict=True)]
         leaving = evidence.read("weights_out").abs().mean(-1)
         found = ratio(torch.cat(strays, -1).mean(-1) * leaving, evidence.read("weights_in").abs().mean(-1))
@@ -229,12 +229,11 @@ class SelfNormalised(UnitRule):
         return super().prepare(settings, device)
 
     def begin(self, shape: tuple[int, ...], positions: int, settings: Settings) -> Memory:
-        device = settings["longest"].device
-        whole = {"dtype": torch.int64, "device": device}
+        device, length = settings["longest"].device, int(settings["longest"].max()) + 1
         return {
-            "silent": torch.zeros(shape, **whole),
+            "silent": torch.zeros(shape, dtype=torch.int64, device=device),
             "threshold": settings["first"][..., None].expand(shape).clone(),
-            "silences": torch.zeros((*shape, int(settings["longest"].max()) + 1), dtype=torch.int32, device=device),
+            "silences": torch.zeros((*shape, length), dtype=torch.int32, device=device),
         }
 
     def judge(self, memory: Memory, evidence: Evidence, outputs: Sequence[Tensor], settings: Settings) -> Memory:
