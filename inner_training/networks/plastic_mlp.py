@@ -159,7 +159,7 @@ def initial_plastic_parameters(
 ) -> tuple[Arrays, Arrays]:
     """Draws initial parameters and gates of which only the first ``width`` units per layer are active.
 
-    The draw is that of ``mlp.initial_parameters``: uniform in +-1/sqrt(fan_in), where fan_in counts the active outputs of the
+    The draw is that of ``mlp.initial_parameters``, number by number where the networks are the same: uniform in +-1/sqrt(fan_in), where fan_in counts the active outputs of the
     layer before, two for each unit of CReLU. Norms begin with scale 1 and shift 0 for active units, and zeros for the others.
 
     Args:
@@ -191,11 +191,13 @@ def initial_plastic_parameters(
     made = [*[gate] * mlp.depth, np.ones(mlp.outputs, dtype=bool)]
     parameters: Arrays = {}
     for index, (before, after) in enumerate(zip(used, made, strict=True)):
-        bound = 1 / math.sqrt(before.sum())
-        weight = (2 * rng.random((len(after), len(before))) - 1) * (bound * scale) * np.outer(after, before)
-        bias = (2 * rng.random(len(after)) - 1) * (bound * min(scale, 1.0)) * after
-        parameters[f"layers.{index}.weight"] = weight.astype(np.float32)
-        parameters[f"layers.{index}.bias"] = bias.astype(np.float32)
+        fan_in, fan_out = int(before.sum()), int(after.sum())
+        bound = 1 / math.sqrt(fan_in)
+        weight, bias = np.zeros((len(after), len(before)), dtype=np.float32), np.zeros(len(after), dtype=np.float32)
+        drawn = 2 * rng.random((fan_out, fan_in), dtype=np.float32) - 1
+        weight[np.ix_(after, before)] = drawn * (bound * scale)
+        bias[after] = (2 * rng.random(fan_out, dtype=np.float32) - 1) * (bound * min(scale, 1.0))
+        parameters[f"layers.{index}.weight"], parameters[f"layers.{index}.bias"] = weight, bias
     for index, key in itertools.product(range(len(mlp.norms)), ("weight", "bias")):
         parameters[f"norms.{index}.{key}"] = (gate * (key == "weight")).astype(np.float32)
     return parameters, {f"gate{index}": gate.astype(np.float32) for index in range(mlp.depth)}

@@ -177,7 +177,8 @@ def checked_settings(method: Method, given: Mapping[str, Any]) -> dict[str, Tens
 def _checked(setting: Setting, value: Any, owner: str) -> Tensor:
     what = f"{setting.name} of {owner}"
     try:
-        number = torch.as_tensor(value).detach().to("cpu", torch.float64)
+        plain = value.detach().cpu() if isinstance(value, Tensor) else value  # some devices have no float64
+        number = torch.as_tensor(plain, dtype=torch.float64)
     except (TypeError, ValueError, RuntimeError) as error:
         raise UserError(f"{what} is {value!r}; give a number between {setting.low:g} and {setting.high:g}") from error
     if isinstance(value, bool) or not bool(((number >= setting.low) & (number <= setting.high)).all()):

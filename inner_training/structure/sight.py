@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -21,7 +21,7 @@ class Sight:
         model: the module.
         groups: that are watched.
         outputs: whether outputs are kept.
-        gradients: whether gradients before the activation function are kept.
+        gradients: whether gradients before the activation function are kept; behind it where the other cannot be had.
     """
 
     def __init__(self, model: nn.Module, groups: Sequence[Group], *, outputs: bool, gradients: bool) -> None:
@@ -34,9 +34,20 @@ class Sight:
     def open(self) -> Iterator[None]:
         """Inside, forward passes are seen, and backward passes of these."""
         layers, slopes = Layers(), dict[str, list[Tensor]]()
-        with ExitStack() as stack:
+        pulls: dict[str, list[Tensor]] = {group.name: [] for group in self._groups}
+
+        def see(group: Group, member: Member, values: Tensor, axis: int) -> Tensor:
+            index = member.index.to(values.device)
             if self._outputs:
-                stack.enter_context(watching(self._model, self._groups, self._see))
+                flat = values.detach().movedim(axis, -1).flatten(0, -2).index_select(1, index.flatten())
+                self._read.setdefault(id(member), []).append(flat.float().view(-1, *index.shape))
+            if self._gradients and values.requires_grad:
+                values = values.view_as(values)
+                _on_gradient(values, lambda slope: pulls[group.name].append(_sizes(slope, axis, index)))
+            return values
+
+        with ExitStack() as stack:
+            stack.enter_context(watching(self._model, self._groups, see))
             owners = {member.owner for group in self._groups for member in group.members if member.role != "statistic"}
             for name in sorted(owners) if self._gradients else ():
                 hook = self._model.get_submodule(name).register_forward_hook(_slope_hook(name, layers, slopes))
@@ -44,19 +55,9 @@ class Sight:
             yield
         for group in self._groups if self._gradients else ():
             place = unit_values(self._model, group, layers)
-            for slope in slopes.get(place[0], []) if place is not None else ():
-                assert place is not None
-                chosen = (
-                    slope.movedim(place[1], 0)[place[2].flatten().to(slope.device)].abs().float().flatten(1).mean(1)
-                )
-                self._slopes[group.name].append(chosen.view(group.units, -1).mean(1))
-
-    def _see(self, group: Group, member: Member, values: Tensor, axis: int) -> Tensor:
-        with torch.no_grad():
-            index = member.index.to(values.device)
-            flat = values.detach().movedim(axis, -1).flatten(0, -2).index_select(1, index.flatten())
-            self._read.setdefault(id(member), []).append(flat.float().view(-1, *index.shape))
-        return values
+            if place is not None and place[0] in slopes:
+                pulls[group.name] = [_sizes(slope, place[1], place[2]) for slope in slopes[place[0]]]
+            self._slopes[group.name] += pulls[group.name]
 
     def outputs(self, group: Group) -> tuple[Tensor, ...]:
         """(P, units, k) for each column; zeros where a column read nothing. Empty where no column did."""
@@ -68,7 +69,7 @@ class Sight:
         return tuple(torch.cat(one) if one else zeros for one, zeros in zip(found, none, strict=True))
 
     def gradient(self, group: Group) -> Tensor | None:
-        """(units,) mean |dL/dz|, up to one factor for all units; None where no backward pass was seen."""
+        """(units,) mean |dL/dz|, or |dL/dh|, up to one factor for all units; None where no backward pass was seen."""
         found = self._slopes[group.name]
         return torch.stack(found).mean(0) if found else None
 
@@ -77,10 +78,24 @@ def _slope_hook(name: str, layers: Layers, slopes: dict[str, list[Tensor]]) -> A
     def hook(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
         if isinstance(output, Tensor) and output.requires_grad:
             layers.outputs[name] = output
-            # Registered now, it gets the gradient from before an activation in place.
-            output.register_hook(lambda slope: slopes.setdefault(name, []).append(slope.detach()))  # type: ignore[no-untyped-call]
+            # Told to now, torch gives the gradient from before an activation in place.
+            _on_gradient(output, lambda slope: slopes.setdefault(name, []).append(slope))
 
     return hook
+
+
+def _on_gradient(values: Tensor, tell: Callable[[Tensor], None]) -> None:
+    def hook(slope: Tensor) -> None:
+        tell(slope.detach())
+
+    values.register_hook(hook)  # type: ignore[no-untyped-call]
+
+
+def _sizes(slope: Tensor, axis: int, index: Tensor) -> Tensor:
+    """(units,) mean size of a gradient over everything that belongs to a unit: (units, k) positions along an axis."""
+    index = index.to(slope.device)
+    chosen = slope.movedim(axis, 0).index_select(0, index.flatten())
+    return chosen.abs().float().reshape(len(index), -1).mean(1)
 
 
 def mean_abs(outputs: Sequence[Tensor]) -> Tensor:

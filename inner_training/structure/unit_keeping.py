@@ -12,6 +12,7 @@ from torch import Tensor
 from trimtab.errors import MismatchError, UserError
 from trimtab.inner_training.structure.births import check_newborn_state
 from trimtab.inner_training.structure.collect import Request, gather, made, weights_of
+from trimtab.inner_training.structure.coupling import all_trainable
 from trimtab.inner_training.structure.evidence import Evidence
 from trimtab.inner_training.structure.gating import Gates
 from trimtab.inner_training.structure.groups import Group, split
@@ -155,7 +156,8 @@ class UnitKeeper:
                                   why=self.method.name, draws=torch.Generator())  # fmt: skip
                 slopes = gather(held, request, [batch], loss_fn)
             else:
-                with torch.no_grad(), without_trace(held.model), seen.open():
+                # With gradients, as torch computes attention by a way of its own without them, which cannot be seen.
+                with without_trace(held.model), all_trainable(held.model), torch.enable_grad(), seen.open():
                     loss_fn(held.model, batch)
         return {name: self._of_group(group, seen, slopes.get(name)) for name, group in self._groups.items()}
 
@@ -218,10 +220,10 @@ class UnitKeeper:
         Raises:
             MismatchError: it is of another method or of other groups.
         """
-        if saved["method"] != self.method.name or saved["resetters"].keys() != self._resetters.keys():
+        given = (saved["method"], *saved.get("resetters", ()))
+        if given != (self.method.name, *self._resetters):
             raise MismatchError(
-                f"the state is of {saved['method']} on {', '.join(saved['resetters'])}; this keeper does "
-                f"{self.method.name} on {', '.join(self._groups)}"
+                f"the state is of {', '.join(given)}; this keeper does {', '.join((self.method.name, *self._groups))}"
             )
         for name, resetter in self._resetters.items():
             resetter.load_state_dict(saved["resetters"][name])
