@@ -108,7 +108,7 @@ def _table() -> tuple[Method, ...]:
                rule=Dormant("mean_abs", spares_silence=False),
                settings=(_real("threshold", 0.1, 0, 1, f"{sokar}; 0.025 in the default of its code"), *checks)),
         Method(name="grama", doc="resets units whose E|dL/dz| is a small part of the layer's mean", source="Liu et al., arXiv 2505.24061",
-               rule=Dormant("pre_grad", spares_silence=True), settings=(_real("threshold", 0.01, 0, 1, "Liu et al., arXiv 2505.24061"), *checks)),
+               rule=Dormant("pre_grad", spares_silence=True), settings=(_real("threshold", 0.01, 0, 1, "AgileRL 2.13, release notes"), *checks)),
         Method(name="continual-backprop", doc="resets at each step a share of the mature units, those of the lowest running utility E|h - mean| x mean |column| / mean |row|", source=dohare,
                rule=Contribution(), settings=(*rate, _real("decay", 0.99, 0, 0.999999, nature)), compensates=True),
         Method(name="random-reset", doc="resets at each step a share of the mature units, at random: the control", source="",

@@ -83,7 +83,7 @@ class UnitKeeper:
 
     @contextmanager
     def watch(self) -> Iterator[None]:
-        """Inside, what the method needs of forward and backward passes is noted, at next to no cost.
+        """Inside, what the method needs of forward and backward passes is noted, without a pass of its own.
 
         Run the forward and backward passes of one optimizer step inside, and no others. Modules under ``torch.compile`` do
         not see hooks that come and go; give batches to ``step`` for them.
