@@ -252,7 +252,7 @@ class Editor:
 
     def _undo(self, edit: Edit) -> None:
         if all(done.edit is not edit for done in self._history):
-            raise UserError(f"{edit!r} cannot be undone: a keeper made it, or a compaction or a load came after it")
+            raise UserError(f"{edit!r} can no longer be undone: the structure has been compacted or loaded since")
         last = self._history[-1]
         if last.edit is not edit:
             raise UserError(f"{edit!r} is not the latest edit; undo {last.edit!r} first")
@@ -268,9 +268,11 @@ class Editor:
         cohorts = []
         for name, where, begun in self._own_steps.cohorts:
             if name in cuts:
-                marked = torch.zeros(shapes[name], dtype=torch.bool, device=where.device)
-                marked.view(-1)[where] = True
-                where = cuts[name].of(marked).reshape(-1).nonzero()[:, 0]
+                steps = torch.full(shapes[name], -1.0, device=where.device)
+                steps.view(-1)[where] = begun.to(steps)
+                steps = cuts[name].of(steps).reshape(-1)
+                where = (steps >= 0).nonzero()[:, 0]
+                begun = steps[where].to(begun)
             cohorts.append((name, where, begun))
         self._own_steps.cohorts = cohorts
         self.gates.renew(groups, {name: cut.of for name, cut in cuts.items()})

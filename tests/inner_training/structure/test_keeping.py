@@ -147,6 +147,27 @@ def test_what_a_reset_unit_is(kind: Any) -> None:
     assert structure.ages["0"].tolist() == [0 if one else 6 for one in reset.tolist()]
     cohorts = structure.editor.state_dict()["cohorts"]
     assert bool(cohorts) == (kind is torch.optim.Adam)  # steps of their own where they matter
+    run(keeper, made, 20, begin=6)
+    cohorts = structure.editor.state_dict()["cohorts"]
+    assert len({name for name, _, _ in cohorts}) == len(cohorts)  # however many resets there were
+    assert all(len(where) == len(where.unique()) == len(begun) for _, where, begun in cohorts)
+
+
+def test_units_of_all_ages_keep_their_own_steps_through_compaction() -> None:
+    found = []
+    for compact in (False, True):
+        made = ready()
+        keeper = maintain(made[3], "random-reset", rate=0.1, maturity=2)
+        run(keeper, made, 15)
+        made[3].prune(0.4, "magnitude", "layer")
+        if compact:
+            made[3].compact()
+        before = made[0](made[2]).detach()
+        train(made[0], made[1], made[2], 4)
+        found.append(torch.cat([before, made[0](made[2]).detach()]))
+        ages = {int(step) for _, _, begun in made[3].editor.state_dict()["cohorts"] for step in begun}
+        assert len(ages) > 3
+    torch.testing.assert_close(found[0], found[1], rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize(("model", "group"), [("perceptron", "2"), ("own-crelu", "layers.1"), ("convolutional", "3")])
@@ -251,6 +272,26 @@ def stepped(name: str, **settings: float) -> tuple[Tensor, Tensor, Tensor]:
     optimizer.step()
     keeper.step()
     return before, weight.detach().clone(), slope
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+@pytest.mark.parametrize("name", MAINTENANCE)
+def test_on_a_device(name: str, device: str) -> None:
+    model, example = make("convolutional")
+    model, example = model.to(device), example.to(device)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
+
+    def loss(network: nn.Module, batch: Tensor) -> Tensor:
+        return network(batch).square().mean()
+
+    keeper = maintain(trimtab.gates(model, optimizer, example), name, **BRISK.get(name, {}))
+    for step in range(12):
+        optimizer.zero_grad()
+        with keeper.watch():
+            loss(model, example).backward()
+        optimizer.step()
+        keeper.step(*(() if step % 2 else (example, loss)))
+    assert not isinstance(keeper, UnitKeeper) or sum(keeper.resets.values()) > 0 or name == "self-normalised"
 
 
 def test_gradient_terms_enter_before_the_step() -> None:
