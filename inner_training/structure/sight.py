@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from trimtab.inner_training.structure.groups import Group, Member
+from trimtab.errors import UserError
+from trimtab.inner_training.structure.collect import weights_of
+from trimtab.inner_training.structure.coupling import all_trainable
+from trimtab.inner_training.structure.evidence import Evidence
+from trimtab.inner_training.structure.gating import Gates
+from trimtab.inner_training.structure.groups import Group, Member, split
 from trimtab.inner_training.structure.layer_inputs import Layers, unit_values
-from trimtab.inner_training.structure.watching import watching
+from trimtab.inner_training.structure.running import without_trace
+from trimtab.inner_training.structure.second_order import Loss
+from trimtab.inner_training.structure.watching import watchable, watching
 
 
 class Sight:
@@ -109,3 +116,55 @@ def mean_abs(outputs: Sequence[Tensor]) -> Tensor:
     """
     sizes = [one.abs().mean(-1) for one in outputs]
     return torch.cat(sizes, -2).mean(-2)
+
+
+def looked_at(model: nn.Module, batch: Any, loss_fn: Loss, sight: Sight) -> None:
+    """Shows a batch to a sight of outputs; the model stays as it was, and is in evaluation mode meanwhile."""
+    # With gradients, as torch computes attention by a way of its own without them, which cannot be seen.
+    with without_trace(model), all_trainable(model), torch.enable_grad(), sight.open():
+        loss_fn(model, batch)
+
+
+def passed_on(gates: Gates, group: Group, means: Tensor) -> Evidence:
+    """What each weight of the columns passes on of mean outputs, which differ from position to position, for ``compensated``.
+
+    Args:
+        gates: with the weights.
+        group: of units.
+        means: (units, K) for the k positions of each column, one column after the other.
+    """
+    found = weights_of(gates, group)["weights_out"]
+    columns = group.of_role("column")
+    shapes = {column.parameter: gates.tensor(column.parameter).shape for column in columns}
+    each = torch.split(means.to(found.device), [column.each for column in columns], 1)
+    parts = [
+        (values.reshape(*mean.shape, -1) * mean[..., None]).flatten(1)
+        for (_, values), mean in zip(split(columns, shapes, found), each, strict=True)
+    ]
+    return Evidence(weights_out=torch.cat(parts, 1), mean=torch.ones_like(found[:, 0]))
+
+
+def passed_on_average(
+    gates: Gates, names: Iterable[str], batches: Iterable[Any] | None, loss_fn: Loss | None
+) -> dict[str, Evidence]:
+    """``passed_on`` by group, of the mean outputs on batches.
+
+    Raises:
+        UserError: there is no batch or no loss, or what a group puts out cannot be seen.
+    """
+    groups = {name: gates.groups[name] for name in names}
+    blind = [name for name, group in groups.items() if not watchable(gates.model, group)]
+    if blind:
+        raise UserError(f"compensation reads activations, which cannot be seen in {blind[0]}; choose other groups")
+    if batches is None or loss_fn is None:
+        raise UserError("compensation reads what units put out; give batches and loss_fn")
+    means: dict[str, list[Tensor]] = {name: [] for name in groups}
+    for batch in batches:
+        sight = Sight(gates.model, list(groups.values()), outputs=True, gradients=False)
+        looked_at(gates.model, batch, loss_fn, sight)
+        for name, group in groups.items():
+            outputs = sight.outputs(group)
+            means[name] += [torch.cat([one.mean(0) for one in outputs], 1)] if outputs else []
+    if not all(means.values()):
+        raise UserError("compensation has seen nothing of the units; give at least one batch, and a loss of the model")
+    return {name: passed_on(gates, group, torch.stack(means[name]).mean(0)) for name, group in groups.items()}

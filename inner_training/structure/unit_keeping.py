@@ -12,17 +12,15 @@ from torch import Tensor
 from trimtab.errors import MismatchError, UserError
 from trimtab.inner_training.structure.births import check_newborn_state
 from trimtab.inner_training.structure.collect import Request, gather, made, weights_of
-from trimtab.inner_training.structure.coupling import all_trainable
 from trimtab.inner_training.structure.evidence import Evidence
 from trimtab.inner_training.structure.gating import Gates
-from trimtab.inner_training.structure.groups import Group, split
+from trimtab.inner_training.structure.groups import Group
 from trimtab.inner_training.structure.maintenance import Method
 from trimtab.inner_training.structure.newborn_state import NewbornState, resolve_newborn_state
 from trimtab.inner_training.structure.resets import compensated
 from trimtab.inner_training.structure.resetter import Resetter
-from trimtab.inner_training.structure.running import without_trace
 from trimtab.inner_training.structure.second_order import Loss
-from trimtab.inner_training.structure.sight import Sight, mean_abs
+from trimtab.inner_training.structure.sight import Sight, looked_at, mean_abs, passed_on
 from trimtab.inner_training.structure.structure import Structure
 from trimtab.inner_training.structure.watching import watchable
 
@@ -156,9 +154,7 @@ class UnitKeeper:
                                   why=self.method.name, draws=torch.Generator())  # fmt: skip
                 slopes = gather(held, request, [batch], loss_fn)
             else:
-                # With gradients, as torch computes attention by a way of its own without them, which cannot be seen.
-                with without_trace(held.model), all_trainable(held.model), torch.enable_grad(), seen.open():
-                    loss_fn(held.model, batch)
+                looked_at(held.model, batch, loss_fn, seen)
         return {name: self._of_group(group, seen, slopes.get(name)) for name, group in self._groups.items()}
 
     def _of_group(
@@ -187,18 +183,9 @@ class UnitKeeper:
         return made(fields), outputs
 
     def _lost(self, held: Gates, name: str) -> Evidence:
-        """What each weight of the columns passes on of the mean outputs, which differ from position to position."""
-        group, means = self._groups[name], self._resetters[name].means
+        means = self._resetters[name].means
         assert means is not None
-        found = weights_of(held, group)["weights_out"]
-        columns = group.of_role("column")
-        shapes = {column.parameter: held.tensor(column.parameter).shape for column in columns}
-        each = torch.split(means.to(found.device), [column.each for column in columns], 1)
-        parts = [
-            (values.reshape(*mean.shape, -1) * mean[..., None]).flatten(1)
-            for (_, values), mean in zip(split(columns, shapes, found), each, strict=True)
-        ]
-        return Evidence(weights_out=torch.cat(parts, 1), mean=torch.ones_like(found[:, 0]))
+        return passed_on(held, self._groups[name], means)
 
     def close(self) -> None:
         """Ends the maintenance; there is nothing on the model to be taken away."""

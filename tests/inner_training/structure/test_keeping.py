@@ -211,6 +211,20 @@ def test_saved_and_gone_on(name: str) -> None:
         foreign.load_state_dict(saved[3])
 
 
+@pytest.mark.parametrize("model", ["own-crelu", "convolutional"])
+def test_resets_by_hand_compensate_position_by_position(model: str) -> None:
+    network, _, example, structure = ready(model, lr=0.0)
+    network.eval()
+    batch = torch.randn(64, *example.shape[1:], generator=torch.Generator().manual_seed(1))
+    group = list(structure.groups)[-1]
+    with torch.no_grad():
+        before = network(batch).mean(0)
+        structure.reset({group: [1, 2]}, batches=[batch], loss_fn=mean_square, compensate=True)
+        torch.testing.assert_close(network(batch).mean(0), before, rtol=1e-4, atol=1e-5)
+    with pytest.raises(UserError, match="compensation reads what units put out; give batches and loss_fn"):
+        structure.reset({group: [1]}, compensate=True)
+
+
 def test_keepers_respect_the_structure() -> None:
     made = ready()
     model, _, example, structure = made
