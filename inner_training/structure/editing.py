@@ -271,8 +271,7 @@ class Editor:
                 steps = torch.full(shapes[name], -1.0, device=where.device)
                 steps.view(-1)[where] = begun.to(steps)
                 steps = cuts[name].of(steps).reshape(-1)
-                where = (steps >= 0).nonzero()[:, 0]
-                begun = steps[where].to(begun)
+                where, begun = (steps >= 0).nonzero()[:, 0], steps[steps >= 0].to(begun)
             cohorts.append((name, where, begun))
         self._own_steps.cohorts = cohorts
         self.gates.renew(groups, {name: cut.of for name, cut in cuts.items()})

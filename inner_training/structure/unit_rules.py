@@ -97,6 +97,7 @@ class Dormant(UnitRule):
         self.needs, self._field, self._spares = frozenset((field,)), field, spares_silence
 
     def prepare(self, settings: Settings, device: torch.device) -> dict[str, Tensor]:
+        """As ``UnitRule.prepare`` says."""
         if bool((settings["window"] > settings["every"]).any()):
             raise UserError(
                 f"window is {int(settings['window'].max())}, more than the steps between checks (every); make it smaller"
@@ -104,12 +105,15 @@ class Dormant(UnitRule):
         return super().prepare(settings, device)
 
     def begin(self, shape: tuple[int, ...], positions: int, settings: Settings) -> Memory:
+        """As ``UnitRule.begin`` says."""
         return {"total": torch.zeros(shape, device=settings["every"].device)}
 
     def looks(self, steps: Tensor, settings: Settings) -> bool:
+        """As ``UnitRule.looks`` says."""
         return bool((steps % settings["every"] >= settings["every"] - settings["window"]).any())
 
     def judge(self, memory: Memory, evidence: Evidence, outputs: Sequence[Tensor], settings: Settings) -> Memory:
+        """As ``UnitRule.judge`` says."""
         every, window = settings["every"], settings["window"]
         steps, live = memory["steps"], memory["alive"]
         phase = (steps - 1) % every
@@ -133,11 +137,13 @@ class Replacement(UnitRule):
     """
 
     def prepare(self, settings: Settings, device: torch.device) -> dict[str, Tensor]:
+        """As ``UnitRule.prepare`` says."""
         rest = {name: value for name, value in settings.items() if name != "rate"}
         credit = (settings["rate"] * 2**POINT).ceil().to(torch.int64)
         return {"rate": credit.to(device), **super().prepare(rest, device)}
 
     def begin(self, shape: tuple[int, ...], positions: int, settings: Settings) -> Memory:
+        """As ``UnitRule.begin`` says."""
         return {"credit": torch.zeros(shape[:-1], dtype=torch.int64, device=settings["rate"].device)}
 
     def utility(self, memory: Memory, evidence: Evidence, outputs: Sequence[Tensor], settings: Settings) -> Memory:
@@ -149,6 +155,7 @@ class Replacement(UnitRule):
         return {"utility": (words >> 8).float()}
 
     def judge(self, memory: Memory, evidence: Evidence, outputs: Sequence[Tensor], settings: Settings) -> Memory:
+        """As ``UnitRule.judge`` says."""
         changed = self.utility(memory, evidence, outputs, settings)
         utility = changed.pop("utility")
         mature = memory["alive"] & (memory["age"] > settings["maturity"][..., None])
@@ -160,6 +167,7 @@ class Replacement(UnitRule):
         return {**changed, "credit": credit, "due": due}
 
     def forget(self, memory: Memory, units: Tensor, settings: Settings) -> Memory:
+        """As ``UnitRule.forget`` says."""
         spent = (units & memory["due"]).sum(-1)
         return {"credit": memory["credit"] - (spent << POINT)}
 
@@ -174,16 +182,19 @@ class Contribution(Replacement):
     sees_outputs = True
 
     def prepare(self, settings: Settings, device: torch.device) -> dict[str, Tensor]:
+        """As ``UnitRule.prepare`` says."""
         decay = settings["decay"].clamp(min=1e-30)
         exact = {"share": (1 - decay).float().to(device), "log": decay.log().float().to(device)}
         return {**super().prepare(settings, device), **exact}
 
     def begin(self, shape: tuple[int, ...], positions: int, settings: Settings) -> Memory:
+        """As ``UnitRule.begin`` says."""
         device = settings["rate"].device
         averages = {"worth": torch.zeros(shape, device=device), "mean": torch.zeros((*shape, positions), device=device)}
         return {**super().begin(shape, positions, settings), **averages}
 
     def utility(self, memory: Memory, evidence: Evidence, outputs: Sequence[Tensor], settings: Settings) -> Memory:
+        """``utility`` (..., U) and the running averages."""
         share = settings["share"][..., None]
         live = memory["alive"]
         now = torch.cat([one.mean(-3) for one in outputs], -1)
@@ -197,6 +208,7 @@ class Contribution(Replacement):
         return {"worth": worth, "mean": mean, "utility": ratio(worth, self._seen(memory, settings))}
 
     def means(self, memory: Memory, settings: Settings) -> Tensor:
+        """As ``UnitRule.means`` says."""
         return ratio(memory["mean"], self._seen(memory, settings)[..., None])
 
     def _seen(self, memory: Memory, settings: Settings) -> Tensor:
@@ -204,6 +216,7 @@ class Contribution(Replacement):
         return -torch.expm1(memory["age"] * settings["log"][..., None])
 
     def forget(self, memory: Memory, units: Tensor, settings: Settings) -> Memory:
+        """As ``UnitRule.forget`` says."""
         return {
             **super().forget(memory, units, settings),
             "worth": torch.where(units, 0.0, memory["worth"]),
@@ -221,6 +234,7 @@ class SelfNormalised(UnitRule):
     sees_outputs = True
 
     def prepare(self, settings: Settings, device: torch.device) -> dict[str, Tensor]:
+        """As ``UnitRule.prepare`` says."""
         if bool((settings["first"] > settings["longest"]).any()):
             raise UserError(
                 f"first is {int(settings['first'].max())}, more than the longest silence that is counted (longest); "
@@ -229,6 +243,7 @@ class SelfNormalised(UnitRule):
         return super().prepare(settings, device)
 
     def begin(self, shape: tuple[int, ...], positions: int, settings: Settings) -> Memory:
+        """As ``UnitRule.begin`` says."""
         device, length = settings["longest"].device, int(settings["longest"].max()) + 1
         return {
             "silent": torch.zeros(shape, dtype=torch.int64, device=device),
@@ -237,6 +252,7 @@ class SelfNormalised(UnitRule):
         }
 
     def judge(self, memory: Memory, evidence: Evidence, outputs: Sequence[Tensor], settings: Settings) -> Memory:
+        """As ``UnitRule.judge`` says."""
         live = memory["alive"]
         memory = {**memory, **self._renewed_thresholds(memory, settings)}
         fired = torch.stack([(one > 0).any(-1).any(-2) for one in outputs]).any(0)
@@ -261,6 +277,7 @@ class SelfNormalised(UnitRule):
         return {"threshold": new, "silences": torch.where(when[..., None, None], 0, memory["silences"])}
 
     def forget(self, memory: Memory, units: Tensor, settings: Settings) -> Memory:
+        """As ``UnitRule.forget`` says."""
         due = units & memory["due"]
         silences = _counted(memory["silences"], memory["silent"], due)
         others = units & ~due  # born or reset by somebody else: nothing is known of them

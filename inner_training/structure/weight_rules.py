@@ -138,6 +138,7 @@ class ShrinkAndPerturb(WeightRule):
         settings: Mapping[str, Number],
         draws: Draws,
     ) -> Tensors:
+        """As ``WeightRule.moved`` says."""
         fresh = {name: bounds[name] * (2 * uniform - 1) for name, uniform in _drawn(values, draws, normal=False)}
         keep, noise = settings["keep"], settings["noise"]
         return {name: shrink_and_perturb(one, fresh[name], keep, noise) for name, one in values.items()}
@@ -149,11 +150,13 @@ class TowardsInitial(WeightRule):
     steers = True
 
     def begin(self, values: Mapping[str, Tensor]) -> Tensors:
+        """As ``WeightRule.begin`` says."""
         return {name: one.detach().clone() for name, one in values.items()}
 
     def steered(
         self, gradients: Tensors, values: Tensors, memory: Tensors, settings: Mapping[str, Number], draws: Draws
     ) -> tuple[Tensors, Tensors]:
+        """As ``WeightRule.steered`` says."""
         del draws
         strength = settings["strength"]
         return {k: g + towards(values[k], memory[k], strength) for k, g in gradients.items()}, memory
@@ -167,6 +170,7 @@ class DecayAndNoise(WeightRule):
     def steered(
         self, gradients: Tensors, values: Tensors, memory: Tensors, settings: Mapping[str, Number], draws: Draws
     ) -> tuple[Tensors, Tensors]:
+        """As ``WeightRule.steered`` says."""
         del draws
         return {k: g + towards(values[k], 0.0, settings["strength"]) for k, g in gradients.items()}, memory
 
@@ -178,6 +182,7 @@ class DecayAndNoise(WeightRule):
         settings: Mapping[str, Number],
         draws: Draws,
     ) -> Tensors:
+        """As ``WeightRule.moved`` says."""
         noise = settings["noise"]
         return {k: values[k] + along(noise, values[k]) * drawn for k, drawn in _drawn(values, draws, normal=True)}
 
@@ -195,6 +200,7 @@ class Clipping(WeightRule):
         settings: Mapping[str, Number],
         draws: Draws,
     ) -> Tensors:
+        """As ``WeightRule.moved`` says."""
         return {name: clipped(one, bounds[name], settings["kappa"]) for name, one in values.items()}
 
 
@@ -204,11 +210,13 @@ class UtilityPerturbed(WeightRule):
     steers = draws = True
 
     def begin(self, values: Mapping[str, Tensor]) -> Tensors:
+        """As ``WeightRule.begin`` says."""
         return {name: torch.zeros_like(one) for name, one in values.items()}
 
     def steered(
         self, gradients: Tensors, values: Tensors, memory: Tensors, settings: Mapping[str, Number], draws: Draws
     ) -> tuple[Tensors, Tensors]:
+        """As ``WeightRule.steered`` says."""
         runs = draws.batch
         share = {k: along(1 - settings["decay"], g) for k, g in gradients.items()}
         worth = {k: memory[k] + share[k] * (-g * values[k] - memory[k]) for k, g in gradients.items()}
