@@ -158,7 +158,8 @@ class OwnSteps:
     """
 
     def __init__(self) -> None:
-        self.cohorts: list[tuple[str, Tensor, Tensor]] = []  # parameter, flat positions, t at birth
+        # One for each parameter: its name, flat positions in it, and t at the birth of each of them.
+        self.cohorts: list[tuple[str, Tensor, Tensor]] = []
         self._last: dict[str, Tensor] = {}
 
     def forget(self, touched: Mapping[str, Tensor]) -> None:
@@ -170,13 +171,14 @@ class OwnSteps:
         kept = []
         for name, where, begun in self.cohorts:
             if name in touched:
-                where = where[~touched[name].reshape(-1).to(where.device)[where]]
+                stay = ~touched[name].reshape(-1).to(where.device)[where]
+                where, begun = where[stay], begun[stay.to(begun.device)]
             if len(where):
                 kept.append((name, where, begun))
         self.cohorts = kept
 
     def add(self, gates: Gates, group: Group, units: Tensor) -> None:
-        """Notes the live entries of newborns, which no cohort may hold any more (see ``forget``)."""
+        """Notes the live entries of newborns, which are noted no more since before (see ``forget``)."""
         if not isinstance(gates.optimizer, torch.optim.Adam):
             return
         for name, mask in gates.entries(group, units).items():
@@ -184,16 +186,22 @@ class OwnSteps:
             held = gates.optimizer.state.get(tensor, {}) if isinstance(tensor, nn.Parameter) else {}
             if "step" in held:
                 where = (mask.to(tensor.device) & ~gates.held(name)).reshape(-1).nonzero()[:, 0]
-                self.cohorts.append((name, where, torch.as_tensor(held["step"]).clone()))
-                self._last[name] = self.cohorts[-1][2]
+                self._join(name, where, torch.as_tensor(held["step"]).expand(len(where)))
+                self._last[name] = torch.as_tensor(held["step"]).clone()
+
+    def _join(self, name: str, where: Tensor, begun: Tensor) -> None:
+        known = [(one[1], one[2]) for one in self.cohorts if one[0] == name] + [(where, begun)]
+        joined = (torch.cat([places for places, _ in known]), torch.cat([steps for _, steps in known]))
+        self.cohorts = [one for one in self.cohorts if one[0] != name] + [(name, *joined)]
 
     def resume(self, gates: Gates, cohorts: list[tuple[str, Tensor, Tensor]]) -> None:
         """Goes on with saved cohorts, beside the state that the optimizer has now."""
         for name, where, begun in cohorts:
             held = gates.optimizer.state.get(gates.tensor(name), {})
             if "step" in held:
-                self.cohorts.append((name, where.to(gates.tensor(name).device), begun.clone()))
-                self._last[name] = torch.as_tensor(held["step"]).clone()
+                step = torch.as_tensor(held["step"])
+                self._join(name, where.to(gates.tensor(name).device), begun.to(step).expand(len(where)))
+                self._last[name] = step.clone()
 
     @torch.no_grad()
     def after_step(self, gates: Gates) -> None:
@@ -206,12 +214,17 @@ class OwnSteps:
                 continue
             now = torch.as_tensor(held["step"]).clone()
             moved, seen[name] = now > self._last[name], now
-            alive = where[~gates.held(name).reshape(-1)[where]]
-            wrong, right = (self._update(held, group, alive, count) for count in (now, now - begun))
+            alive = ~gates.held(name).reshape(-1)[where]
+            places, ages = where[alive], (now - begun).to(where.device)[alive]
+            wrong, right = (self._update(held, group, places, count) for count in (now, ages))
             delta = torch.where(moved.to(wrong.device), wrong - right, 0.0) * group["lr"]
-            flat = tensor.detach().reshape(-1)[alive]
-            put_flat(tensor, alive, flat + delta.to(flat.dtype))
-            if begun.device.type != "cpu" or group["betas"][1] ** float(now - begun) > 1e-4:
+            flat = tensor.detach().reshape(-1)[places]
+            put_flat(tensor, places, flat + delta.to(flat.dtype))
+            if begun.device.type == "cpu":  # elsewhere it would have to be waited for
+                young = group["betas"][1] ** (now - begun).double() > 1e-4
+                if not young.all():
+                    where, begun = where[young.to(where.device)], begun[young]
+            if len(where):
                 kept.append((name, where, begun))
         self.cohorts = kept
         self._last = seen
@@ -221,5 +234,5 @@ class OwnSteps:
         first, second = group["betas"]  # type: ignore[misc]
         spread = held["max_exp_avg_sq" if group.get("amsgrad") else "exp_avg_sq"].reshape(-1)[where]
         mean = held["exp_avg"].reshape(-1)[where]
-        count = count.double().clamp(min=1)  # 0.999**1 is too near to one for float32
+        count = count.to(mean.device).double().clamp(min=1)  # 0.999**1 is too near to one for float32
         return mean / (1 - first**count) / (spread.sqrt() / (1 - second**count).sqrt() + group["eps"])  # type: ignore[has-type]

@@ -32,19 +32,19 @@ class Draws:
             raise MismatchError(
                 f"seeds are {source.dtype} of shape {tuple(source.shape)}; give one int64 for each run, shape {batch}"
             )
-        self._source, self._batch, self._device, self._drawn = source, batch, device, 0
+        self._source, self.batch, self._device, self._drawn = source, batch, device, 0
 
     def uniform(self, *shape: int) -> Tensor:
         """(*batch, *shape) float32, uniform in (0, 1)."""
         if isinstance(self._source, torch.Generator):
-            drawn = torch.rand((*self._batch, *shape), generator=self._source, device=self._source.device)
+            drawn = torch.rand((*self.batch, *shape), generator=self._source, device=self._source.device)
             return drawn.to(self._device).clamp(min=2.0**-24)
         count = math.prod(shape)
-        seeds = self._source.to(self._device)[..., None].expand(*self._batch, count)
+        seeds = self._source.to(self._device)[..., None].expand(*self.batch, count)
         counter = torch.arange(self._drawn, self._drawn + count, device=self._device).expand_as(seeds)
         self._drawn += count
         words = draw_words(seeds, counter) >> (32 - BITS)
-        return ((words.float() + 0.5) / 2**BITS).reshape(*self._batch, *shape)
+        return ((words.float() + 0.5) / 2**BITS).reshape(*self.batch, *shape)
 
     def normal(self, *shape: int) -> Tensor:
         """(*batch, *shape) float32, standard normal.

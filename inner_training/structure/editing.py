@@ -70,9 +70,7 @@ class Editor:
             chosen = numbers(given, self.gates.groups[name])
             idle = chosen[~self.gates.active[name][chosen]]
             if len(idle):
-                raise UserError(
-                    f"units {idle.tolist()} of {name} are not active; choose among those that .active shows"
-                )
+                raise UserError(f"units {idle.tolist()} of {name} are not active; choose from those that .active shows")
             if len(chosen):
                 found[name] = chosen
         return found
@@ -98,9 +96,8 @@ class Editor:
             stay = held.active[name].clone()
             stay[units[name]] = False
             staying = stay.nonzero()[:, 0]
-            for member, entries in split(
-                held.groups[name].of_role("column"), shapes, values[staying.to(values.device)]
-            ):
+            values = values[staying.to(values.device)]
+            for member, entries in split(held.groups[name].of_role("column"), shapes, values):
                 touched[member.parameter] |= member.mask(shapes[member.parameter], staying)
                 repaired.append((member, staying, entries))
 
@@ -218,9 +215,8 @@ class Editor:
     def _edit(self, kind: str, units: Mapping[str, Tensor], touched: Touched, change: Callable[[], None]) -> Edit:
         """Makes a change, of which only marked entries may be part, and remembers how to undo it."""
         tensors = {name: self.gates.tensor(name) for name in touched}
-        state.check_state(
-            self.gates.optimizer, {name: one for name, one in tensors.items() if isinstance(one, nn.Parameter)}
-        )
+        trained = {name: one for name, one in tensors.items() if isinstance(one, nn.Parameter)}
+        state.check_state(self.gates.optimizer, trained)
         record, cohorts = take_record(self.gates, touched), list(self._own_steps.cohorts)
         self._own_steps.forget(touched)
         with torch.no_grad():
@@ -247,9 +243,12 @@ class Editor:
             return done[0].edit if done else None
         units = {name: found for one in done for name, found in one.edit.units.items()}
         edit = Edit(kind, units, self._undo)
-        records = tuple(record for one in done for record in one.records)
-        self._history[begin:] = [_Done(edit, records, done[0].cohorts)]
+        self._history[begin:] = [_Done(edit, tuple(record for one in done for record in one.records), done[0].cohorts)]
         return edit
+
+    def settle(self, edit: Edit) -> None:
+        """Forgets how to undo the latest edit: from now on it counts as training, over which earlier ones are undone."""
+        self._history = [done for done in self._history if done.edit is not edit]
 
     def _undo(self, edit: Edit) -> None:
         if all(done.edit is not edit for done in self._history):
@@ -269,9 +268,10 @@ class Editor:
         cohorts = []
         for name, where, begun in self._own_steps.cohorts:
             if name in cuts:
-                marked = torch.zeros(shapes[name], dtype=torch.bool, device=where.device)
-                marked.view(-1)[where] = True
-                where = cuts[name].of(marked).reshape(-1).nonzero()[:, 0]
+                steps = torch.full(shapes[name], -1.0, device=where.device)
+                steps.view(-1)[where] = begun.to(steps)
+                steps = cuts[name].of(steps).reshape(-1)
+                where, begun = (steps >= 0).nonzero()[:, 0], steps[steps >= 0].to(begun)
             cohorts.append((name, where, begun))
         self._own_steps.cohorts = cohorts
         self.gates.renew(groups, {name: cut.of for name, cut in cuts.items()})

@@ -9,10 +9,11 @@ from torch import Tensor, nn
 
 from trimtab.inner_training.networks.convnets import ConvNet, ResidualNet
 from trimtab.inner_training.networks.mlp import MLP
+from trimtab.inner_training.networks.plastic_mlp import PlasticMLP
 from trimtab.inner_training.networks.transformer import TransformerBlock
 from trimtab.inner_training.structure.groups import Group, Member, Role, find_tensor
 
-OWN = (TransformerBlock, MLP, ConvNet, ResidualNet)
+OWN = (TransformerBlock, MLP, PlasticMLP, ConvNet, ResidualNet)
 
 
 def known_groups(model: nn.Module) -> list[Group]:
@@ -26,6 +27,8 @@ def known_groups(model: nn.Module) -> list[Group]:
             found += _block(part, prefix)
         elif isinstance(part, MLP):
             found += _perceptron(part, prefix)
+        elif isinstance(part, PlasticMLP):
+            found += _plastic(part, prefix)
         elif isinstance(part, ConvNet):
             found += _convolutions(part, prefix)
         elif isinstance(part, ResidualNet):
@@ -118,6 +121,18 @@ def _perceptron(part: MLP, prefix: str) -> list[Group]:
         own = f"{prefix}layers.{index}"
         group = _group(own, part.hidden, [*_rows(own), *_gate(f"{prefix}gate{index}")])
         found.append(_with(group, ("column", f"{prefix}layers.{index + 1}.weight", 1)))
+    return found
+
+
+def _plastic(part: PlasticMLP, prefix: str) -> list[Group]:
+    """Each unit is read at several positions where its activation function has several outputs."""
+    read = torch.arange(part.hidden).view(-1, part.units).mT
+    found = []
+    for index in range(part.depth):
+        own = f"{prefix}layers.{index}"
+        norm = _norm(f"{prefix}norms.{index}") if part.norm else []
+        group = _group(own, part.units, [*_rows(own), *norm, *_gate(f"{prefix}gate{index}")])
+        found.append(_with(group, ("column", f"{prefix}layers.{index + 1}.weight", 1), read))
     return found
 
 

@@ -44,7 +44,8 @@ def compensated(gates: Gates, leaving: Mapping[str, tuple[Group, Tensor, Evidenc
 
     Args:
         gates: with the units as they are.
-        leaving: by group, the group, numbers of its units, and evidence with ``weights_out`` and ``mean``.
+        leaving: by group, the group, numbers of its units, and evidence with ``weights_out`` and ``mean`` (see
+            ``sight.passed_on``, where a unit is read at several positions).
 
     Raises:
         UserError: something that reads the units has no bias.

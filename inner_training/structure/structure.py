@@ -26,6 +26,7 @@ from trimtab.inner_training.structure.newborn_state import resolve_newborn_state
 from trimtab.inner_training.structure.newborns import scaled
 from trimtab.inner_training.structure.normalisations import resolve_normalisation
 from trimtab.inner_training.structure.second_order import Loss
+from trimtab.inner_training.structure.sight import passed_on_average
 
 
 class Structure:
@@ -59,6 +60,11 @@ class Structure:
     def ages(self) -> dict[str, Tensor]:
         """int64 (units,) by group: optimizer steps since a unit became active, -1 for inactive ones."""
         return {name: self._gates.ages(name) for name in self._gates.groups}
+
+    @property
+    def editor(self) -> Editor:
+        """What makes the edits, below this face: for keepers (see ``keeping.maintain``)."""
+        return self._editor
 
     def score(
         self,
@@ -206,7 +212,7 @@ class Structure:
         found = self._editor.numbered(units)
         means: dict[str, Evidence] = {}
         if compensate:
-            means = self._evidence(frozenset(("weights_out", "mean")), list(found), batches, loss_fn, "compensation")
+            means = passed_on_average(self._gates, found, batches, loss_fn)
         return self._editor.reset(found, mode, self._draws, means)
 
     def mask(self, masks: Mapping[str, Tensor]) -> Edit:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from trimtab.inner_training.levers import register_lever
     from trimtab.inner_training.signals import register_signal
     from trimtab.inner_training.structure.entry import gates
+    from trimtab.inner_training.structure.keeping import maintain
     from trimtab.inner_training.structure.structure import Structure
     from trimtab.inner_training.tasks import register_task
     from trimtab.policies.attach import attach
@@ -36,6 +37,7 @@ _HOMES = {
     "evaluate": "trimtab.agents.evaluate",
     "gates": "trimtab.inner_training.structure.entry",
     "load_policy": "trimtab.policies.registry",
+    "maintain": "trimtab.inner_training.structure.keeping",
     "make_vec": "trimtab.envs.sb3_vec_env",
     "register_lever": "trimtab.inner_training.levers",
     "register_rule": "trimtab.policies.registry",
@@ -55,6 +57,7 @@ __all__ = [
     "evaluate",
     "gates",
     "load_policy",
+    "maintain",
     "make_vec",
     "register_lever",
     "register_rule",

@@ -34,6 +34,7 @@ _TABLES = {
     "update-rules": ("trimtab.inner_training.update_rules", "UPDATE_RULES"),
     "criteria": ("trimtab.inner_training.structure.criteria", "CRITERIA"),
     "growth": ("trimtab.inner_training.structure.growth", "GROWTH"),
+    "maintenance": ("trimtab.inner_training.structure.maintenance", "MAINTENANCE"),
 }
 
 

@@ -28,6 +28,7 @@ UNITS = {
     "transposed": {"0": 2},
     "encoder": {"1.self_attn.heads": 2, "1.linear1": 12},
     "own-mlp": {"layers.0": 8, "layers.1": 8},
+    "own-crelu": {"layers.0": 4, "layers.1": 4},
     "own-convnet": {"layers.0": 4, "layers.1": 6},
     "own-residual": {"stem": 2, "blocks.0.first": 2, "blocks.1.first": 2},
     "own-language": {"blocks.0.heads": 4, "blocks.0.up": 12, "blocks.1.heads": 4, "blocks.1.up": 12},

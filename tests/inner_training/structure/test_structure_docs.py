@@ -6,9 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from trimtab.inner_training.networks.plastic_mlp import PLASTIC_ACTIVATIONS
 from trimtab.inner_training.structure.criteria import CRITERIA
 from trimtab.inner_training.structure.evidence import NEEDS
 from trimtab.inner_training.structure.growth import GROWTH
+from trimtab.inner_training.structure.maintenance import MAINTENANCE
 from trimtab.inner_training.structure.newborn_state import NEWBORN_STATES
 from trimtab.inner_training.structure.normalisations import NORMALISATIONS
 
@@ -54,6 +56,22 @@ def test_every_normalisation_has_a_row(name: str) -> None:
 def test_every_newborn_state_has_a_row(name: str) -> None:
     one = NEWBORN_STATES[name]
     assert f"| `{name}` | {one.doc} | {one.source} |" in PAGE.splitlines()
+
+
+@pytest.mark.parametrize("name", MAINTENANCE)
+def test_every_maintenance_has_its_rows(name: str) -> None:
+    one = MAINTENANCE[name]
+    assert f"| `{name}` | {one.acts_on} | {one.doc.replace('|', BAR)} | {one.source} |" in PAGE.splitlines()
+    for own in one.settings:
+        span = f"{own.low:g} to {own.high:g}"
+        assert f"| `{name}` | `{own.name}` | {own.default:g} | {span} | {own.source} |" in PAGE.splitlines()
+    assert one.needs <= NEEDS
+
+
+@pytest.mark.parametrize("name", PLASTIC_ACTIVATIONS)
+def test_every_plastic_activation_has_a_row(name: str) -> None:
+    one = PLASTIC_ACTIVATIONS[name]
+    assert f"| `{name}` | {one.doc.replace('|', BAR)} | {one.source} |" in PAGE.splitlines()
 
 
 def test_every_field_of_the_evidence_is_named() -> None:

@@ -11,6 +11,7 @@ from torch.nn import functional
 
 from trimtab.inner_training.networks.convnets import ConvNet, ResidualNet
 from trimtab.inner_training.networks.mlp import MLP
+from trimtab.inner_training.networks.plastic_mlp import PlasticMLP
 from trimtab.inner_training.networks.transformer import LanguageModel, VisionTransformer
 
 
@@ -145,6 +146,7 @@ ZOO: dict[str, Callable[[], Made]] = {
     "transposed": lambda: (transposed(), torch.randn(4, 3, 5, 5)),
     "encoder": lambda: (encoder(), torch.randn(4, 5, 6)),
     "own-mlp": lambda: (MLP(5, 8, 3, depth=2), torch.randn(4, 5)),
+    "own-crelu": lambda: (PlasticMLP(5, 8, 3, depth=2, activation="crelu"), torch.randn(4, 5)),
     "own-convnet": lambda: (ConvNet(1, 8, (4, 6), 3), torch.randn(4, 1, 8, 8)),
     "own-residual": lambda: (ResidualNet(1, 8, 3), torch.randn(4, 1, 8, 8)),
     "own-language": lambda: (LanguageModel(20, 9, 16, 2, 4, 12, tied=True), torch.randint(0, 20, (4, 9))),
