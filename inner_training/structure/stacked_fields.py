@@ -8,9 +8,10 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.func import grad, jvp, vmap
+from torch.func import grad, vmap
 
 from trimtab.errors import UserError
+from trimtab.inner_training.curvature import hessian_times
 from trimtab.inner_training.stateless import stateless
 from trimtab.inner_training.streams import draw_words
 from trimtab.inner_training.structure.collect import ACTIVITY, WEIGHTS
@@ -243,19 +244,19 @@ class RunFields:
         slopes = vmap(grad(of_one), in_dims=(None, 0, 0))(state.parameters, batch.x, batch.y)
         return self._like({name: torch.tensordot(batch.weight, slope.square(), 1) for name, slope in slopes.items()})
 
-    def _gradient(self, state: State, batch: Batch) -> Callable[[Any], Any]:
-        return grad(lambda parameters: self._loss(parameters, state, batch, {}, Seen()))
+    def _of_weights(self, state: State, batch: Batch) -> Callable[[Any], Tensor]:
+        return lambda parameters: self._loss(parameters, state, batch, {}, Seen())
 
     def _hv(self, state: State, batch: Batch) -> Fields:
-        gradient = self._gradient(state, batch)
-        return self._like(jvp(gradient, (state.parameters,), (gradient(state.parameters),))[1])
+        loss = self._of_weights(state, batch)
+        return self._like(hessian_times(loss, state.parameters, grad(loss)(state.parameters)))
 
     def _hess(self, state: State, batch: Batch) -> Fields:
-        gradient = self._gradient(state, batch)
+        loss = self._of_weights(state, batch)
         total = {name: torch.zeros_like(value) for name, value in state.parameters.items()}
         for number in range(PROBES):
             signs = _signs(state, number)
-            turned = jvp(gradient, (state.parameters,), (signs,))[1]
+            turned = hessian_times(loss, state.parameters, signs)
             total = {name: value + signs[name] * turned[name] / PROBES for name, value in total.items()}
         return self._like(total)
 
@@ -266,7 +267,7 @@ class RunFields:
         def total(parameters: Any) -> Tensor:
             with tapped(self._module, self._of.groups, (), Taps(state.active, {}, Seen())):
                 outputs: Tensor = self._call(parameters, buffers, x)
-            return outputs.sum()
+            return torch.tensordot(batch.weight, outputs.flatten(1), 1).sum()
 
         return self._like(grad(total)({name: one.abs() for name, one in state.parameters.items()}))
 
