@@ -50,9 +50,7 @@ class Draft:
         self.active, self._born = units.active.clone(), units.born.clone()
         self.which = torch.zeros_like(units.active)
         self._altered = torch.zeros((), dtype=torch.bool, device=units.active.device)
-        self._inherited: list[
-            tuple[Tensor, Tensor, Tensor]
-        ] = []  # positions (U, K), donors (N, U), who inherits (N, U)
+        self._moments: list[Tensor] | None = None  # (N, P) first and second; None for those of survivors, and zeros
 
     def weights(self, one: FlatGroup) -> Evidence:
         """The weights of a group as they are; inactive units have what they would have."""
@@ -102,11 +100,7 @@ class Draft:
         reborn = spread.of(present[..., None].float())[..., 0] > 0
         if born.chosen is None:
             self._write(one, reborn, [spread.of(born.rows), spread.of(born.bias[..., None]), spread.of(born.columns)])
-            self._begin(
-                one,
-                reborn,
-                spread.of(born.donors[..., None] + 1.0)[..., 0].long() - 1 if born.donors is not None else None,
-            )
+            self._begin(one, reborn, None if born.donors is None else spread.numbers(born.donors))
         if born.donor_columns is not None:
             shares = born.donor_columns[..., None]
             self._alter(one.columns, taken(self.values, one.columns) * shares, active[..., None] & (shares != 1))
@@ -116,10 +110,23 @@ class Draft:
                 taken(self.values, one.incoming) + born.donor_rows,
                 active[..., None] & (born.donor_rows != 0),
             )
-        if copies:
-            place = spread.of(torch.where(present, donors, -1)[..., None] + 1.0)[..., 0].long() - 1
-            self._inherited += [(part, place, reborn) for part in one.parts() if part.shape[1]]
         self._awake(one, reborn)
+        if copies:
+            self._inherit(one, reborn, spread.numbers(donors))
+
+    def _inherit(self, one: FlatGroup, reborn: Tensor, donors: Tensor) -> None:
+        """Gives units (N, U) bool the optimizer state of their donors (N, U), -1 for none."""
+        units = torch.zeros_like(self.which)
+        units[:, one.span] = reborn
+        entries, held = self._groups.entries(units), self._groups.entries(~self.active)
+        moments = self._learner[1:3] if self._moments is None else self._moments
+        self._moments = [torch.where(entries, 0.0, moment) for moment in moments]
+        for moment in self._moments:
+            for where in one.parts():
+                if where.shape[1]:
+                    old = taken(moment, where)
+                    put(moment, where, torch.where(reborn[..., None], rows_at(old, donors), old))
+            moment.masked_fill_(held, 0.0)
 
     def renew(self, one: FlatGroup, units: Tensor, draws: Draws) -> None:
         """Makes active units (N, U) bool begin anew: rows as ``torch.nn.Linear`` draws them, biases and columns of zero.
@@ -180,13 +187,7 @@ class Draft:
     def finished(self, number: int) -> Changed:
         """The change, as the edit of that number."""
         held, entries = self._groups.entries(~self.active), self._groups.entries(self.which)
-        moments = []
-        for moment in (self._learner.first, self._learner.second):
-            fresh = torch.where(entries, 0.0, moment)
-            for where, donors, who in self._inherited:
-                old = rows_at(taken(moment, where), donors)
-                put(fresh, where, torch.where(who[..., None], old, taken(fresh, where)))
-            moments.append(torch.where(held, 0.0, fresh) if self._inherited else fresh)
+        moments = self._moments or [torch.where(entries, 0.0, moment) for moment in self._learner[1:3]]
         runs = self.which.any(1)
         units = self._units._replace(
             active=self.active,
@@ -211,6 +212,10 @@ class _Spread:
         runs, _, width = values.shape
         into = values.new_zeros(runs, self._units + 1, width)
         return into.scatter(1, self._slots[..., None].expand_as(values), values)[:, :-1]
+
+    def numbers(self, values: Tensor) -> Tensor:
+        """(N, U) from numbers (N, k) of at least -1; -1 elsewhere."""
+        return self.of(values[..., None] + 1)[..., 0] - 1
 
 
 def with_weights(evidence: Evidence, weights: Evidence) -> Evidence:
