@@ -12,7 +12,7 @@ from trimtab.inner_training.stepping import Learner
 from trimtab.inner_training.structure.arithmetic import live_mean, rows_at
 from trimtab.inner_training.structure.draws import Draws
 from trimtab.inner_training.structure.evidence import Evidence
-from trimtab.inner_training.structure.flat import FlatGroup, FlatGroups, put, taken
+from trimtab.inner_training.structure.flat import FlatGroup, FlatGroups, Part, chosen, cleared
 from trimtab.inner_training.structure.gradient_growth import matched_donors
 from trimtab.inner_training.structure.newborns import Newborns
 from trimtab.inner_training.structure.units import Units
@@ -46,7 +46,7 @@ class Draft:
 
     def __init__(self, groups: FlatGroups, learner: Learner, units: Units) -> None:
         self._groups, self._learner, self._units = groups, learner, units
-        self.values = torch.where(groups.entries(~units.active), units.parked, learner.parameters)
+        self.values = chosen(groups.entries(~units.active), units.parked, learner.parameters)
         self.active, self._born = units.active.clone(), units.born.clone()
         self.which = torch.zeros_like(units.active)
         self._altered = torch.zeros((), dtype=torch.bool, device=units.active.device)
@@ -54,17 +54,25 @@ class Draft:
 
     def weights(self, one: FlatGroup) -> Evidence:
         """The weights of a group as they are; inactive units have what they would have."""
+        values = self._open_to(one)
+        bias = one.bias.of(values)[..., 0].clone() if one.bias.width else None
+        return Evidence(
+            alive=self.active[:, one.span],
+            weights_in=one.incoming.of(values).clone(),
+            bias=bias,
+            weights_out=one.columns.of(values).clone(),
+        )
+
+    def _open_to(self, one: FlatGroup) -> Tensor:
+        """(N, P) the values, but 0 for what inactive units of other groups hold."""
+        if self._groups.total == one.units:
+            return self.values
+        return cleared(self._held_by_others(one), self.values)
+
+    def _held_by_others(self, one: FlatGroup) -> Tensor:
         others = ~self.active
         others[:, one.span] = False
-
-        def seen(where: Tensor) -> Tensor:
-            dead = self._groups.entries(others, where.flatten()).view(-1, *where.shape)
-            return torch.where(dead, 0.0, taken(self.values, where))
-
-        bias = seen(one.bias)[..., 0] if one.bias.shape[1] else None
-        return Evidence(
-            alive=self.active[:, one.span], weights_in=seen(one.incoming), bias=bias, weights_out=seen(one.columns)
-        )
+        return self._groups.entries(others)
 
     def remove(self, gone: Tensor) -> None:
         """Makes units (N, T) bool inactive."""
@@ -75,12 +83,12 @@ class Draft:
         """Gives the active units of the runs (N,) bool other columns (N, U, O)."""
         self._alter(one.columns, columns, (self.active[:, one.span] & runs[:, None])[..., None])
 
-    def _alter(self, where: Tensor, values: Tensor, which: Tensor) -> None:
-        """Writes (N, U, K) at positions (U, K) for the entries ``which``, (N, U, 1) or more; survivors keep their state."""
-        which = which.expand(len(self.values), *where.shape)
-        put(self.values, where, torch.where(which, values, taken(self.values, where)))
+    def _alter(self, where: Part, values: Tensor, which: Tensor) -> None:
+        """Writes (N, U, K) for the entries ``which``, (N, U, 1) or more; their optimizer state stays."""
+        which = which.expand_as(values)
+        where.put(self.values, torch.where(which, values, where.of(self.values)))
         marked = torch.zeros_like(self.values, dtype=torch.bool)
-        put(marked, where, which)
+        where.put(marked, which)
         self._altered = self._altered | marked
 
     def bear(self, one: FlatGroup, born: Newborns, *, copies: bool) -> None:
@@ -103,11 +111,11 @@ class Draft:
             self._begin(one, reborn, None if born.donors is None else spread.numbers(born.donors))
         if born.donor_columns is not None:
             shares = born.donor_columns[..., None]
-            self._alter(one.columns, taken(self.values, one.columns) * shares, active[..., None] & (shares != 1))
+            self._alter(one.columns, one.columns.of(self.values) * shares, active[..., None] & (shares != 1))
         if born.donor_rows is not None:
             self._alter(
                 one.incoming,
-                taken(self.values, one.incoming) + born.donor_rows,
+                one.incoming.of(self.values) + born.donor_rows,
                 active[..., None] & (born.donor_rows != 0),
             )
         self._awake(one, reborn)
@@ -120,12 +128,11 @@ class Draft:
         units[:, one.span] = reborn
         entries, held = self._groups.entries(units), self._groups.entries(~self.active)
         moments = self._learner[1:3] if self._moments is None else self._moments
-        self._moments = [torch.where(entries, 0.0, moment) for moment in moments]
+        self._moments = [cleared(entries, moment) for moment in moments]
         for moment in self._moments:
-            for where in one.parts():
-                if where.shape[1]:
-                    old = taken(moment, where)
-                    put(moment, where, torch.where(reborn[..., None], rows_at(old, donors), old))
+            for part in (part for part in one.parts() if part.width):
+                old = part.of(moment)
+                part.put(moment, torch.where(reborn[..., None], rows_at(old, donors), old))
             moment.masked_fill_(held, 0.0)
 
     def renew(self, one: FlatGroup, units: Tensor, draws: Draws) -> None:
@@ -133,50 +140,44 @@ class Draft:
 
         Uniform in +-1/sqrt(fan_in), where fan_in counts the inputs of a unit's row that are not held at zero.
         """
-        live = self._live(one)
-        rows = torch.zeros_like(live)
-        for part, each, is_row in one.rows:
-            used = torch.unflatten(live[..., part], -1, (each, -1))
-            if is_row:
+        held = one.incoming.of(self._held_by_others(one))
+        rows = torch.zeros_like(held, dtype=torch.float32)
+        for part, each in zip(one.incoming.slices(), one.rows, strict=True):
+            if each:
+                used = torch.unflatten((~held[..., part]).float(), -1, (each, -1))
                 drawn = 2 * draws.uniform(*used.shape[1:]) - 1
                 rows[..., part] = (drawn * used / used.sum(-1, keepdim=True).clamp(min=1).sqrt()).flatten(-2)
-        nothing = [torch.zeros_like(taken(self.values, part)) for part in (one.bias, one.columns)]
+        nothing = [torch.zeros_like(part.of(self.values)) for part in (one.bias, one.columns)]
         self._write(one, units, [rows, *nothing])
         self._begin(one, units, None)
         self._awake(one, units)
-
-    def _live(self, one: FlatGroup) -> Tensor:
-        """(N, U, I) float, 1 for incoming weights that no inactive unit of another group holds."""
-        others = ~self.active
-        others[:, one.span] = False
-        held = self._groups.entries(others, one.incoming.flatten())
-        return (~held).float().view(-1, *one.incoming.shape)
 
     def compensate(self, one: FlatGroup, units: Tensor, mean: Tensor) -> None:
         """Adds to the biases of what reads units (N, U) what these put out on average (N, U), times their columns."""
         columns = self.weights(one).read("weights_out")
         lost = (columns * torch.where(units, mean, 0.0)[..., None]).sum(1)
-        for part, each, bias in one.readers:
+        for part, (each, bias) in zip(one.columns.slices(), one.readers, strict=True):
             assert bias is not None
             share = lost[:, part].view(len(lost), each, len(bias), -1).sum((1, 3))
-            there = bias[:, None]
-            self._alter(there, taken(self.values, there) + share[..., None], (share != 0)[..., None])
+            marked = torch.zeros_like(self.values, dtype=torch.bool)
+            self._altered = self._altered | marked.index_copy_(1, bias, share != 0)
+            self.values.index_add_(1, bias, share)
 
     def _write(self, one: FlatGroup, which: Tensor, values: list[Tensor]) -> None:
-        for where, new in zip((one.incoming, one.bias, one.columns), values, strict=True):
-            if where.shape[1]:
-                put(self.values, where, torch.where(which[..., None], new, taken(self.values, where)))
+        for part, new in zip((one.incoming, one.bias, one.columns), values, strict=True):
+            if part.width:
+                part.put(self.values, torch.where(which[..., None], new, part.of(self.values)))
 
     def _begin(self, one: FlatGroup, which: Tensor, donors: Tensor | None) -> None:
         """What units have beside rows, bias and columns: their donor's, or what it begins with."""
-        if not one.others.shape[1]:
+        if not one.others.width:
             return
-        held, live = taken(self.values, one.others), self.active[:, one.span] & ~which
+        held, live = one.others.of(self.values), self.active[:, one.span] & ~which
         mean = live_mean(held.mT, live[:, None]).mT
         begin = torch.where(one.start.isnan(), mean, one.start).expand_as(held)
         if donors is not None:
             begin = torch.where((donors >= 0)[..., None], rows_at(held, donors), begin)
-        put(self.values, one.others, torch.where(which[..., None], begin, held))
+        one.others.put(self.values, torch.where(which[..., None], begin, held))
 
     def _awake(self, one: FlatGroup, which: Tensor) -> None:
         now = torch.zeros_like(self.which)
@@ -187,16 +188,16 @@ class Draft:
     def finished(self, number: int) -> Changed:
         """The change, as the edit of that number."""
         held, entries = self._groups.entries(~self.active), self._groups.entries(self.which)
-        moments = self._moments or [torch.where(entries, 0.0, moment) for moment in self._learner[1:3]]
+        moments = self._moments or [cleared(entries, moment) for moment in self._learner[1:3]]
         runs = self.which.any(1)
         units = self._units._replace(
             active=self.active,
             born=self._born,
             edits=self._units.edits + runs,
             last=torch.where(runs, number, self._units.last),
-            parked=torch.where(held, self.values, self._units.parked),
+            parked=chosen(held, self.values, self._units.parked),
         )
-        parameters = torch.where(held, 0.0, self.values)
+        parameters = cleared(held, self.values)
         learner = Learner(parameters, moments[0], moments[1], self._learner.updates)
         return Changed(learner, units, entries | self._altered, self.which)
 

@@ -276,7 +276,7 @@ class Stacked(StackedMoments):
             one = self._flat[name]
             chosen = given & self.active[name]
             if compensate is not None:
-                if any(bias is None for _, _, bias in one.readers):
+                if any(bias is None for _, bias in one.readers):
                     raise UserError(f"something that reads {name} has no bias that could compensate; leave that out")
                 draft.compensate(one, chosen, compensate[name].read("mean"))
             draft.renew(one, chosen, Draws(self._seeds(one), (self._num_runs,), chosen.device))

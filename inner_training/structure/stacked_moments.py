@@ -18,7 +18,7 @@ from trimtab.inner_training.streams import draw_words
 from trimtab.inner_training.structure.draft import Draft
 from trimtab.inner_training.structure.draws import Draws
 from trimtab.inner_training.structure.evidence import Evidence
-from trimtab.inner_training.structure.flat import FlatGroup, FlatGroups, put, taken
+from trimtab.inner_training.structure.flat import FlatGroup, FlatGroups, chosen, cleared
 from trimtab.inner_training.structure.fresh_growth import random
 from trimtab.inner_training.structure.groups import Group
 from trimtab.inner_training.structure.stacked_edit import Before, StackedEdit
@@ -75,21 +75,21 @@ class StackedMoments:
             born = random(known, torch.ones_like(known.live), draws)
             begin = torch.nan_to_num(one.start, nan=0.0).expand(self._num_runs, one.units, -1)
             values = (born.rows, born.bias[..., None], born.columns, begin)
-            for where, new in zip(one.parts(), values, strict=True):
-                if where.shape[1]:
-                    put(draft.values, where, torch.where(known.live[..., None], taken(draft.values, where), new))
-        return torch.where(self._flat.entries(~units.active), draft.values, 0.0)
+            for part, new in zip(one.parts(), values, strict=True):
+                if part.width:
+                    part.put(draft.values, torch.where(known.live[..., None], part.of(draft.values), new))
+        return cleared(~self._flat.entries(~units.active), draft.values)
 
     def started(self, runs: np.ndarray) -> None:
         """Begins the runs in ``runs`` (bool, (N,)) anew, with the widths of their instances."""
-        chosen = torch.as_tensor(runs, device=self.population.device)
+        begun = torch.as_tensor(runs, device=self.population.device)
         for name, given in self._given.items():
-            mask = chosen.view(-1, *[1] * (given.ndim - 1))
+            mask = begun.view(-1, *[1] * (given.ndim - 1))
             self._given[name] = torch.where(mask, self.population._feed.buffers[name], given)
-        self._units = self._units.merged(self._begun(), chosen)
-        self._ring.forget(self._units, chosen)
+        self._units = self._units.merged(self._begun(), begun)
+        self._ring.forget(self._units, begun)
         self._open_gates()
-        self._forget_scores(chosen)
+        self._forget_scores(begun)
 
     def _forget_scores(self, runs: Tensor) -> None:
         """The runs (N,) bool have new units."""
@@ -126,7 +126,7 @@ class StackedMoments:
             for name, where in one.gates.items():
                 given = self._given[name][:, where]
                 gate = torch.where(active, torch.where(born == FOREVER, given, 1.0), 0.0)
-                put(buffers[name], where, gate.to(buffers[name].dtype))
+                buffers[name].index_copy_(1, where.flatten(), gate.flatten(1).to(buffers[name].dtype))
 
     # --- edits ------------------------------------------------------------------------------------------------------
 
@@ -148,12 +148,12 @@ class StackedMoments:
         runs, now, units = self._units.last == before.number, self.population._learner, self._units
         entries, which = before.entries & runs[:, None], before.which & runs[:, None]
         fields = zip(before.learner[:3], now[:3], strict=True)
-        parameters, first, second = (torch.where(entries, old, new) for old, new in fields)
+        parameters, first, second = (chosen(entries, old, new) for old, new in fields)
         back = units._replace(
             active=torch.where(which, before.units.active, units.active),
             born=torch.where(which, before.units.born, units.born),
             last=torch.where(runs, before.units.last, units.last),
-            parked=torch.where(entries, before.units.parked, units.parked),
+            parked=chosen(entries, before.units.parked, units.parked),
         )
         self._put(Learner(parameters, first, second, now.updates), back, entries)
         return runs
@@ -215,7 +215,7 @@ class StackedMoments:
             for name, where in one.gates.items():
                 gate = torch.where(idle | (born != FOREVER), 1.0, self._given[name][:, where])
                 buffers[name] = buffers[name].clone()
-                put(buffers[name], where, gate.to(buffers[name].dtype))
+                buffers[name].index_copy_(1, where.flatten(), gate.flatten(1).to(buffers[name].dtype))
         views = runs.layout.views(self._renewed(draft.values, place_of(runs._feed)))
         active = self._flat.by_group(self._units.active)
         state = State(views, buffers, active, self._seeds_of(self._units.edits))

@@ -169,7 +169,7 @@ def test_newborn_states(state: str) -> None:
     one = structure._flat["layers.0"]
     born = edit.units["layers.0"]
     rows, moments = (
-        flat[:, one.incoming.flatten()].view(3, *one.incoming.shape)
+        one.incoming.of(flat)
         for flat in (structure.population._learner.parameters, structure.population._learner.first)
     )
     if state == "zero":
