@@ -16,7 +16,7 @@ from trimtab.inner_training.stateless import stateless
 from trimtab.inner_training.streams import draw_words
 from trimtab.inner_training.structure.collect import ACTIVITY, WEIGHTS
 from trimtab.inner_training.structure.evidence import FREQUENT
-from trimtab.inner_training.structure.groups import Group
+from trimtab.inner_training.structure.groups import Group, Member
 from trimtab.inner_training.structure.layer_inputs import (
     FIELDS,
     Layers,
@@ -176,40 +176,35 @@ class RunFields:
                     f"grad_{side}": value * (scale if side == "bias" else scale[:, None])
                     for side, value in like.items()
                 }
-            fields[group.name] = {key: own[key] for key in own.keys() & (self._of.needs | {"pre_grad"})}
+            fields[group.name] = {key: own[key] for key in own.keys() & self._of.needs}
         return fields
 
     def _of_reads(
         self, group: Group, reads: list[Tensor], slopes: Mapping[str, Tensor], weight: Tensor
     ) -> dict[str, Tensor]:
         """The fields of activity, and E|dL_b/dh| under ``pre_grad``; a slope is the example's gradient times its weight."""
-        apart = True
         outputs: list[Tensor] = []
         gradients: list[Tensor] = []
+        share = torch.ones_like(weight[:1])
         for place, site in enumerate(self._sites):
             if site.group is group:
-                apart = examples_apart(self._module, site.member)
-                count = len(weight) if apart else 1
+                share = weight if examples_apart(self._module, site.member) else share
                 for kept, values in ((outputs, reads[place]), (gradients, slopes[str(place)])):
-                    kept.append(units_of(by_example(values, site.axis, count), site.member))
-        h, g = torch.cat(outputs, 2), torch.cat(gradients, 2)
-        share = weight[:, None, None] if apart else torch.ones_like(h[:, :1, :1])
-        product = h * g
-        total = product.abs().sum((0, 2))
-        found = {
-            "mean_abs": (share * h.abs()).sum(0).mean(1),
-            "mean": (share * h).sum(0).mean(1),
-            "square": (share * h.square()).sum(0).mean(1),
-            "active": (share * (h > FREQUENT)).sum(0).mean(1),
-            "agf": total,
-            "agf_first": total,
-            "taylor": product.sum(2).abs().sum(0),
-            "signed": product.sum((0, 2)),
-            "pre_grad": g.abs().sum(0).mean(1),
+                    kept.append(_units(by_example(values, site.axis, len(share)), site.member))
+        h, g = (one[0] if len(one) == 1 else torch.cat(one, 2) for one in (outputs, gradients))
+        formulas: dict[str, Callable[[], Tensor]] = {
+            "mean_abs": lambda: share @ h.abs().mean(2),
+            "mean": lambda: share @ h.mean(2),
+            "square": lambda: share @ h.square().mean(2),
+            "active": lambda: share @ (h > FREQUENT).to(h.dtype).mean(2),
+            "agf": lambda: (h * g).abs().sum((0, 2)),
+            "agf_first": lambda: (h * g).abs().sum((0, 2)),
+            "taylor": lambda: (h * g).sum(2).abs().sum(0),
+            "signed": lambda: (h * g).sum((0, 2)),
+            "pre_grad": lambda: g.abs().sum(0).mean(1),
+            "output_cov": lambda: torch.einsum("bus,bvs->uv", share[:, None, None] * h, h) / h.shape[2],
         }
-        if "output_cov" in self._of.needs:
-            found["output_cov"] = torch.einsum("bus,bvs->uv", share * h, h) / h.shape[2]
-        return found
+        return {name: formula() for name, formula in formulas.items() if name in self._of.needs}
 
     def _of_layers(
         self, group: Group, own: Mapping[str, Tensor], passed: tuple[Any, ...], state: State, weight: Tensor
@@ -280,6 +275,14 @@ def _signs(state: State, number: int) -> dict[str, Tensor]:
         word = draw_words(state.seeds ^ (number * 4096 + place), counter)
         found[name] = (((word >> 16) & 1) * 2 - 1).to(value.dtype).view(value.shape)
     return found
+
+
+def _units(values: Tensor, member: Member) -> Tensor:
+    """(B, U, k S) of features (B, F, S), see ``units_of``; without a copy where all lie in order."""
+    index = member.index
+    if values.shape[1] == index.numel() and torch.equal(index.flatten(), torch.arange(index.numel())):
+        return values.reshape(len(values), len(index), -1)
+    return units_of(values, member)
 
 
 def _root(weight: Tensor, rows: int) -> Tensor:

@@ -15,6 +15,7 @@ from trimtab.inner_training.population import Population
 from trimtab.inner_training.snapshot import SnapshotRing
 from trimtab.inner_training.stepping import Learner, renewal, served
 from trimtab.inner_training.streams import draw_words
+from trimtab.inner_training.structure.collect import WEIGHTS
 from trimtab.inner_training.structure.draft import Draft
 from trimtab.inner_training.structure.draws import Draws
 from trimtab.inner_training.structure.evidence import Evidence
@@ -197,13 +198,17 @@ class StackedMoments:
             found.append(Batch(x, y, (place < sizes[:, None]).float()))
         return found
 
+    @staticmethod
+    def _weights(draft: Draft, one: FlatGroup, needs: frozenset[str]) -> Evidence:
+        return draft.weights(one) if needs & WEIGHTS or not needs else Evidence(alive=draft.active[:, one.span])
+
     @torch.no_grad()
     def _evidence(
         self, needs: frozenset[str], names: Sequence[str], data: tuple[int, str | None, int | None], why: str
     ) -> dict[str, Evidence]:
         runs = self.population
         draft = Draft(self._flat, runs._learner, self._units)
-        weights = {name: draft.weights(self._flat[name]) for name in names}
+        weights = {name: self._weights(draft, self._flat[name], needs) for name in names}
         groups = tuple(one.group for one in self._flat)
         gathering = Gathering(runs.family, groups, tuple(names), needs, why)
         gathering.check()

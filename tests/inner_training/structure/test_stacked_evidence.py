@@ -107,7 +107,7 @@ def test_bypass_is_that_of_single_runs(name: str, group: str) -> None:
 
 def test_hutchinsons_estimate_has_the_sign_of_curvature() -> None:
     structure = stacked("mlp-tanh", runs=2)
-    found = structure.evidence({"hess_in", "hess_out"}, batches=8)["layers.0"]
+    found = structure.evidence({"hess_in", "hess_out", "weights_in"}, batches=8)["layers.0"]
     assert found.hess_in is not None and found.hess_out is not None
     assert found.hess_out.mean() > 0 and found.hess_in.shape == found.read("weights_in").shape
 
