@@ -12,7 +12,7 @@ from trimtab.inner_training.stepping import Learner
 from trimtab.inner_training.structure.arithmetic import live_mean, rows_at
 from trimtab.inner_training.structure.draws import Draws
 from trimtab.inner_training.structure.evidence import Evidence
-from trimtab.inner_training.structure.flat import FlatGroup, FlatGroups, Part, chosen, cleared
+from trimtab.inner_training.structure.flat import FlatGroup, FlatGroups, Part, bits, chosen, cleared
 from trimtab.inner_training.structure.gradient_growth import matched_donors
 from trimtab.inner_training.structure.newborns import Newborns
 from trimtab.inner_training.structure.units import Units
@@ -67,7 +67,7 @@ class Draft:
         """(N, P) the values, but 0 for what inactive units of other groups hold."""
         if self._groups.total == one.units:
             return self.values
-        return cleared(self._held_by_others(one), self.values)
+        return cleared(self._held_by_others(one), self.values)[0]
 
     def _held_by_others(self, one: FlatGroup) -> Tensor:
         others = ~self.active
@@ -128,7 +128,7 @@ class Draft:
         units[:, one.span] = reborn
         entries, held = self._groups.entries(units), self._groups.entries(~self.active)
         moments = self._learner[1:3] if self._moments is None else self._moments
-        self._moments = [cleared(entries, moment) for moment in moments]
+        self._moments = cleared(entries, *moments)
         for moment in self._moments:
             for part in (part for part in one.parts() if part.width):
                 old = part.of(moment)
@@ -188,7 +188,8 @@ class Draft:
     def finished(self, number: int) -> Changed:
         """The change, as the edit of that number."""
         held, entries = self._groups.entries(~self.active), self._groups.entries(self.which)
-        moments = self._moments or [cleared(entries, moment) for moment in self._learner[1:3]]
+        moments = self._moments or cleared(entries, *self._learner[1:3])
+        held = bits(held)
         runs = self.which.any(1)
         units = self._units._replace(
             active=self.active,
@@ -197,9 +198,22 @@ class Draft:
             last=torch.where(runs, number, self._units.last),
             parked=chosen(held, self.values, self._units.parked),
         )
-        parameters = cleared(held, self.values)
+        (parameters,) = cleared(held, self.values)
         learner = Learner(parameters, moments[0], moments[1], self._learner.updates)
         return Changed(learner, units, entries | self._altered, self.which)
+
+
+def without(groups: FlatGroups, learner: Learner, units: Units, gone: Tensor, number: int) -> Changed:
+    """What a draft that does nothing but ``remove`` units (N, T) bool gives, in fewer passes."""
+    entries, runs = groups.entries(gone), gone.any(1)
+    parameters, first, second = cleared(entries, *learner[:3])
+    after = units._replace(
+        active=units.active & ~gone,
+        edits=units.edits + runs,
+        last=torch.where(runs, number, units.last),
+        parked=chosen(entries & ~groups.entries(~units.active), learner.parameters, units.parked),
+    )
+    return Changed(Learner(parameters, first, second, learner.updates), after, entries, gone)
 
 
 class _Spread:

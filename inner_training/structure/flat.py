@@ -34,7 +34,7 @@ class Piece:
     def of_member(cls, member: Member, layout: FlatLayout, device: torch.device) -> Piece:
         """That of a parameter's member."""
         shape, index = layout.shapes[member.parameter], member.index.flatten()
-        whole = len(index) == shape[member.axis] and torch.equal(index, torch.arange(len(index)))
+        whole = len(index) == shape[member.axis] and member.in_order
         place = None if whole else index.to(device)
         return cls(layout.offsets[member.parameter], shape, member.axis, place, len(member.index))
 
@@ -252,17 +252,27 @@ class FlatGroups:
         return torch.cat(parts, 1)
 
 
+def bits(mask: Tensor) -> Tensor:
+    """int32 with all bits set where a mask is True, and none elsewhere."""
+    return mask.to(torch.int32).neg_()
+
+
 def chosen(mask: Tensor, new: Tensor, old: Tensor) -> Tensor:
     """``torch.where`` of float32 tensors of one shape by their bits, which is several times quicker on a CPU.
+
+    Args:
+        mask: bool, or its ``bits``.
+        new, old: what to take where it is True, and elsewhere.
 
     >>> chosen(torch.tensor([True, False]), torch.tensor([1.0, 2.0]), torch.tensor([3.0, torch.nan]))
     tensor([1., nan])
     """
-    bits = mask.to(torch.int32).neg_()
     before = old.view(torch.int32)
-    return (new.view(torch.int32) ^ before).bitwise_and_(bits).bitwise_xor_(before).view(torch.float32)
+    which = bits(mask) if mask.dtype == torch.bool else mask
+    return (new.view(torch.int32) ^ before).bitwise_and_(which).bitwise_xor_(before).view(torch.float32)
 
 
-def cleared(mask: Tensor, values: Tensor) -> Tensor:
-    """Values (N, P) float32, but 0 where marked."""
-    return (mask.to(torch.int32).sub_(1)).bitwise_and_(values.view(torch.int32)).view(torch.float32)
+def cleared(mask: Tensor, *values: Tensor) -> list[Tensor]:
+    """Each of the values, float32, with 0 where a mask (bool, or its ``bits``) is True."""
+    kept = ~(bits(mask) if mask.dtype == torch.bool else mask)
+    return [(kept & one.view(torch.int32)).view(torch.float32) for one in values]

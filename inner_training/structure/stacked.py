@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from functools import partial
 
 import numpy as np
 import torch
@@ -12,7 +13,7 @@ from trimtab.errors import UserError, check_whole, unknown
 from trimtab.inner_training.population import Population
 from trimtab.inner_training.structure.brain_surgeon import repair as repaired
 from trimtab.inner_training.structure.criteria import resolve_criterion
-from trimtab.inner_training.structure.draft import Draft, with_weights
+from trimtab.inner_training.structure.draft import Draft, with_weights, without
 from trimtab.inner_training.structure.draws import Draws
 from trimtab.inner_training.structure.evidence import Evidence
 from trimtab.inner_training.structure.groups import Group
@@ -200,6 +201,8 @@ class Stacked(StackedMoments):
         return self._removed("prune", self._flat.joined(gone, False), {})
 
     def _removed(self, kind: str, gone: Tensor, repair: Mapping[str, Evidence]) -> StackedEdit:
+        if not repair:
+            return self._changed(kind, partial(without, self._flat, self.population._learner, self._units, gone))
         draft = self._draft()
         columns = {name: (gone[:, self._flat[name].span], one) for name, one in repair.items()}
         fresh = {

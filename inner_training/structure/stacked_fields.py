@@ -120,6 +120,8 @@ class RunFields:
         owners = {one.owner for group in gathering.chosen for one in group.members if one.role != "statistic"}
         looked = bool(gathering.needs & FIELDS)
         self._layers = sorted(owners) if looked else []
+        for member in (member for group in gathering.groups for member in group.members):
+            _ = member.in_order, member.last  # known before a compiler looks on
         self._shapes: dict[str, torch.Size] = {}
         self._sites: list[Site] = []
         if gathering.needs & (ACTIVITY | FIELDS):
@@ -279,9 +281,8 @@ def _signs(state: State, number: int) -> dict[str, Tensor]:
 
 def _units(values: Tensor, member: Member) -> Tensor:
     """(B, U, k S) of features (B, F, S), see ``units_of``; without a copy where all lie in order."""
-    index = member.index
-    if values.shape[1] == index.numel() and torch.equal(index.flatten(), torch.arange(index.numel())):
-        return values.reshape(len(values), len(index), -1)
+    if values.shape[1] == member.index.numel() and member.in_order:
+        return values.reshape(len(values), len(member.index), -1)
     return units_of(values, member)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -16,14 +16,14 @@ from trimtab.inner_training.snapshot import SnapshotRing
 from trimtab.inner_training.stepping import Learner, renewal, served
 from trimtab.inner_training.streams import draw_words
 from trimtab.inner_training.structure.collect import WEIGHTS
-from trimtab.inner_training.structure.draft import Draft
+from trimtab.inner_training.structure.draft import Changed, Draft
 from trimtab.inner_training.structure.draws import Draws
 from trimtab.inner_training.structure.evidence import Evidence
-from trimtab.inner_training.structure.flat import FlatGroup, FlatGroups, chosen, cleared
+from trimtab.inner_training.structure.flat import FlatGroup, FlatGroups, bits, chosen, cleared
 from trimtab.inner_training.structure.fresh_growth import random
 from trimtab.inner_training.structure.groups import Group
 from trimtab.inner_training.structure.stacked_edit import Before, StackedEdit
-from trimtab.inner_training.structure.stacked_evidence import gather
+from trimtab.inner_training.structure.stacked_evidence import Gatherers
 from trimtab.inner_training.structure.stacked_fields import Batch, Gathering, State
 from trimtab.inner_training.structure.stacked_groups import stacked_groups
 from trimtab.inner_training.structure.units import FOREVER, Units
@@ -48,6 +48,7 @@ class StackedMoments:
         self._renewed = renewal(population.family, population.layout)
         self._given = {name: population._feed.buffers[name].clone() for one in self._flat for name in one.gates}
         self._number = 0
+        self._gatherers = Gatherers(population.mode == "compile")
         self._units = self._begun()
         self._ring = SnapshotRing(self._units)
         population.companion = self
@@ -79,7 +80,7 @@ class StackedMoments:
             for part, new in zip(one.parts(), values, strict=True):
                 if part.width:
                     part.put(draft.values, torch.where(known.live[..., None], part.of(draft.values), new))
-        return cleared(~self._flat.entries(~units.active), draft.values)
+        return cleared(~self._flat.entries(~units.active), draft.values)[0]
 
     def started(self, runs: np.ndarray) -> None:
         """Begins the runs in ``runs`` (bool, (N,)) anew, with the widths of their instances."""
@@ -133,9 +134,13 @@ class StackedMoments:
 
     def _done(self, kind: str, draft: Draft) -> StackedEdit:
         """Puts a draft into force."""
+        return self._changed(kind, draft.finished)
+
+    def _changed(self, kind: str, change: Callable[[int], Changed]) -> StackedEdit:
+        """Puts a change into force, which is made for its number."""
         self._number += 1
         learner, units = self.population._learner, self._units
-        after = draft.finished(self._number)
+        after = change(self._number)
         before = Before(learner, units, after.entries, after.which, self._number)
         self._put(after.learner, after.units, after.entries)
         return StackedEdit(kind, self._flat.by_group(after.which), before, self._undo)
@@ -149,12 +154,13 @@ class StackedMoments:
         runs, now, units = self._units.last == before.number, self.population._learner, self._units
         entries, which = before.entries & runs[:, None], before.which & runs[:, None]
         fields = zip(before.learner[:3], now[:3], strict=True)
-        parameters, first, second = (chosen(entries, old, new) for old, new in fields)
+        marked = bits(entries)
+        parameters, first, second = (chosen(marked, old, new) for old, new in fields)
         back = units._replace(
             active=torch.where(which, before.units.active, units.active),
             born=torch.where(which, before.units.born, units.born),
             last=torch.where(runs, before.units.last, units.last),
-            parked=chosen(entries, before.units.parked, units.parked),
+            parked=chosen(marked, before.units.parked, units.parked),
         )
         self._put(Learner(parameters, first, second, now.updates), back, entries)
         return runs
@@ -224,4 +230,4 @@ class StackedMoments:
         views = runs.layout.views(self._renewed(draft.values, place_of(runs._feed)))
         active = self._flat.by_group(self._units.active)
         state = State(views, buffers, active, self._seeds_of(self._units.edits))
-        return gather(gathering, state, weights, self._batches(*data))
+        return self._gatherers.gather(gathering, state, weights, self._batches(*data))
