@@ -9,6 +9,7 @@ from torch import nn
 
 from tests.inner_training.structure.populations import NETWORKS, assert_held, family_of, held, population, stacked
 from trimtab.errors import UserError
+from trimtab.inner_training.networks import build_module
 from trimtab.inner_training.population import Population
 from trimtab.inner_training.structure.groups import Group
 from trimtab.inner_training.structure.known import known_groups
@@ -92,7 +93,7 @@ def blind(module: nn.Module, x: torch.Tensor) -> dict[str, torch.Tensor]:
 @each_network
 def test_members_are_all_that_a_closed_gate_hides(name: str) -> None:
     """Brute force: what the outputs no longer depend on once the gate is closed is what the group says, and no more."""
-    module, x = NETWORKS[name][0](), NETWORKS[name][1]
+    module, x = build_module(NETWORKS[name][0], seed=0), NETWORKS[name][1]
     for value in module.parameters():
         value.data += 0.05 * torch.randn(value.shape, generator=torch.Generator().manual_seed(0))
     for group in known_groups(module):
