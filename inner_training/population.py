@@ -118,6 +118,7 @@ class Population(Moments):
 
     def _built(self, options: StepOptions, block: int | None) -> Programs:
         """The functions of this population: checked on the module, and compiled if that is wanted and works."""
+        self._options = options
         programs, family = plain_programs(self.family, self.layout, options), self.family
         check_stackable(family.name, family.module, first_examples(family, 4)[0], lambda: self._try(programs))
         self._cut(block)

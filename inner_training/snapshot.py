@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Generic, Protocol, Self, TypeVar
 
 import numpy as np
@@ -76,6 +77,10 @@ class SnapshotRing(Generic[Kept]):
         self._confirmed = self._confirmed.merged(self._candidate, self._on_device(learner, mask & ~self._given_up))
         self._candidate = self._candidate.merged(learner, self._on_device(learner, mask))
         self._given_up &= ~mask
+
+    def change(self, function: Callable[[Kept], Kept]) -> None:
+        """Makes something else of both moments, such as one with another field."""
+        self._confirmed, self._candidate = function(self._confirmed), function(self._candidate)
 
     @property
     def stable(self) -> Kept:

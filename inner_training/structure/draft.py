@@ -189,6 +189,8 @@ class Draft:
         """The change, as the edit of that number."""
         held, entries = self._groups.entries(~self.active), self._groups.entries(self.which)
         moments = self._moments or cleared(entries, *self._learner[1:3])
+        if self._units.masked.shape[1]:
+            held, moments = held | self._units.masked, cleared(self._units.masked, *moments)
         held = bits(held)
         runs = self.which.any(1)
         units = self._units._replace(

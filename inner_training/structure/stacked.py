@@ -24,12 +24,12 @@ from trimtab.inner_training.structure.normalisations import resolve_normalisatio
 from trimtab.inner_training.structure.stacked_choice import check_runs, check_scope, check_shares, lowest
 from trimtab.inner_training.structure.stacked_diagnostics import NEEDS, Scored, diagnosed
 from trimtab.inner_training.structure.stacked_edit import StackedEdit
-from trimtab.inner_training.structure.stacked_moments import StackedMoments
+from trimtab.inner_training.structure.stacked_masks import StackedMasks
 
 SHARED_STATES = ("zero", "transplant")
 
 
-class Stacked(StackedMoments):
+class Stacked(StackedMasks):
     """The units of all runs of a population, made when somebody wants to edit them; it is one population's for life.
 
     An inactive unit has rows, biases and columns of exactly zero, and zero optimizer state. Its gradients are then exactly
@@ -40,6 +40,8 @@ class Stacked(StackedMoments):
     Args:
         population: of runs; one without units that can be told is refused.
         groups: its groups; None for those of ``stacked_groups``.
+        compile: whether what gathers activity and gradients is compiled, at its first use; None is as the population's
+            step is.
 
     Attributes:
         population: the runs.
@@ -49,8 +51,10 @@ class Stacked(StackedMoments):
         UserError: no group is offered, or the population has a structure already.
     """
 
-    def __init__(self, population: Population, groups: Iterable[Group] | None = None) -> None:
-        super().__init__(population, groups)
+    def __init__(
+        self, population: Population, groups: Iterable[Group] | None = None, *, compile: bool | None = None
+    ) -> None:
+        super().__init__(population, groups, compile)
         self._scored = Scored(population.num_runs, self._flat.total, population.device)
 
     def _forget_scores(self, runs: Tensor) -> None:

@@ -35,7 +35,7 @@ WORD = 0x7FFFFFFF
 class StackedMoments:
     """What is common to all edits of a population's units (see ``Stacked``)."""
 
-    def __init__(self, population: Population, groups: Iterable[Group] | None) -> None:
+    def __init__(self, population: Population, groups: Iterable[Group] | None, compile: bool | None) -> None:
         if population.companion is not None:
             raise UserError("this population has a structure already; use population.companion")
         module = population.family.module
@@ -47,8 +47,8 @@ class StackedMoments:
         self._flat = FlatGroups(offered, population.layout, module, population.device)
         self._renewed = renewal(population.family, population.layout)
         self._given = {name: population._feed.buffers[name].clone() for one in self._flat for name in one.gates}
-        self._number = 0
-        self._gatherers = Gatherers(population.mode == "compile")
+        self._number, self._masks = 0, False
+        self._gatherers = Gatherers(population.mode == "compile" if compile is None else compile)
         self._units = self._begun()
         self._ring = SnapshotRing(self._units)
         population.companion = self
@@ -65,7 +65,10 @@ class StackedMoments:
                 found[place] = (self._given[name][:, where] != 0).any(2)
         active = torch.cat(found, 1)
         born = torch.full(active.shape, FOREVER, device=device)
-        units = Units(active, born, zero, zero, zero, torch.zeros_like(learner.parameters))
+        nothing = torch.zeros(
+            self._num_runs, learner.parameters.shape[1] if self._masks else 0, dtype=torch.bool, device=device
+        )
+        units = Units(active, born, zero, zero, zero, torch.zeros_like(learner.parameters), nothing)
         return units._replace(parked=self._parked(learner, units))
 
     def _parked(self, learner: Learner, units: Units) -> Tensor:
@@ -121,8 +124,13 @@ class StackedMoments:
         return torch.where(self._flat.entries(~same), torch.nan, weights)
 
     def _open_gates(self) -> None:
-        """Makes the networks' own gates follow: those of a newborn are open, those of others as their instance has them."""
-        buffers = self.population._feed.buffers
+        """Makes the networks' own gates follow: those of a newborn are open, those of others as their instance has them.
+
+        Masks of weights follow too.
+        """
+        buffers, live = self.population._feed.buffers, self.population._feed.live
+        if live is not None:
+            live.copy_(~self._units.masked)
         for one in self._flat:
             active, born = (values[:, one.span, None] for values in (self._units.active, self._units.born))
             for name, where in one.gates.items():
@@ -161,6 +169,7 @@ class StackedMoments:
             born=torch.where(which, before.units.born, units.born),
             last=torch.where(runs, before.units.last, units.last),
             parked=chosen(marked, before.units.parked, units.parked),
+            masked=_masked_before(before, units, entries),
         )
         self._put(Learner(parameters, first, second, now.updates), back, entries)
         return runs
@@ -231,3 +240,9 @@ class StackedMoments:
         active = self._flat.by_group(self._units.active)
         state = State(views, buffers, active, self._seeds_of(self._units.edits))
         return self._gatherers.gather(gathering, state, weights, self._batches(*data))
+
+
+def _masked_before(before: Before, units: Units, entries: Tensor) -> Tensor:
+    """(N, P) masks of weights with those of before an edit where it changed them."""
+    old = before.units.masked if before.units.masked.shape[1] else torch.zeros_like(units.masked)
+    return torch.where(entries, old, units.masked) if units.masked.shape[1] else units.masked

@@ -20,6 +20,7 @@ class Units(NamedTuple):
         edits: (N,) int64 edits that changed the run, without those taken back by a rollback.
         last: (N,) int64 number of the run's latest edit that is not undone; 0 for none.
         parked: (N, P) values of entries that are held at zero; elsewhere the last ones that were held.
+        masked: (N, P) bool, weights that a mask holds at zero; (N, 0) where there never was one.
     """
 
     active: Tensor
@@ -28,6 +29,7 @@ class Units(NamedTuple):
     edits: Tensor
     last: Tensor
     parked: Tensor
+    masked: Tensor
 
     def merged(self, other: Units, runs: Tensor) -> Units:
         """``other`` where ``runs`` (bool, (N,)) is True, and these elsewhere."""
