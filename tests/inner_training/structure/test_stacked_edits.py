@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.inner_training.structure.populations import (
     NETWORKS,
@@ -399,3 +403,27 @@ def test_phases_that_begin_with_a_new_head_keep_units_away() -> None:
     runs.advance(3)
     assert edit.counts.sum() > 0
     assert_held(structure)
+
+
+class NoWaiting(TorchDispatchMode):
+    """Fails on operations whose outcome the host must wait for."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.overloadpacket.__name__
+        assert name not in ("_local_scalar_dense", "nonzero", "is_nonzero", "equal", "masked_select", "_unique2"), name
+        return func(*args, **(kwargs or {}))
+
+
+@each_network
+def test_nothing_waits_for_the_device(name: str) -> None:
+    structure = stacked(name)
+    for strict in (False, True):
+        with NoWaiting() if strict else nullcontext():
+            structure.prune(0.3, structure.score("agf"))
+            structure.prune(0.3, structure.score("magnitude", normalisation="mean"), scope="layer")
+            edit = structure.grow(0.3, "pairing", newborn_state="transplant")
+            structure.diagnostics()
+            edit.undo()
+            structure.grow(0.2, "random-parked")
+            structure.reset(structure.newborn)
+            structure.population.restore(ALL)
