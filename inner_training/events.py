@@ -86,13 +86,19 @@ class Anchors:
         """Takes the anchors of the runs in ``mask`` away."""
         self._age[mask] = np.inf
 
+    def release(self, where: Tensor) -> None:
+        """Takes the anchors of marked entries (N, P) bool away."""
+        if self._weights.numel():
+            self._weights = torch.where(where, torch.nan, self._weights)
+
     def pull(self, learner: Learner) -> Learner:
         """The learner after an interval, pulled towards the anchors that there are."""
         if not np.isfinite(self._age).any():
             return learner
         share = torch.from_numpy(pull_of(self._age).astype(np.float32)).to(learner.parameters.device)[:, None]
-        # A run without an anchor keeps its weights bit for bit, whatever stands in its row.
-        pulled = torch.where(share > 0, torch.lerp(learner.parameters, self._weights, share), learner.parameters)
+        # A run without an anchor keeps its weights bit for bit, whatever stands in its row; so do units born since.
+        held = (share > 0) & ~self._weights.isnan()
+        pulled = torch.where(held, torch.lerp(learner.parameters, self._weights, share), learner.parameters)
         self._age += 1
         return learner._replace(parameters=pulled)
 

@@ -30,6 +30,7 @@ class Feed:
         seed, batch: (N,) int64: stream seed, examples per step.
         step: (N,) int64 steps done.
         buffers: the module's buffers by name, (N, *shape).
+        live: (N, W) float, 0 for weights that a mask holds at zero; None in populations without masks of weights.
     """
 
     rows: Tensor
@@ -43,6 +44,7 @@ class Feed:
     batch: Tensor
     step: Tensor
     buffers: dict[str, Tensor]
+    live: Tensor | None = None
 
     def tensors(self) -> list[Tensor]:
         """Everything that it holds."""

@@ -28,7 +28,7 @@ from trimtab.inner_training.probe import LastStep, Probes
 from trimtab.inner_training.programs import Programs, compiled_programs, plain_programs
 from trimtab.inner_training.reading import Reading
 from trimtab.inner_training.recipes import Recipes
-from trimtab.inner_training.snapshot import Moments, SnapshotRing
+from trimtab.inner_training.snapshot import LearnerRing, Moments
 from trimtab.inner_training.stacking import check_parameters, check_stackable
 from trimtab.inner_training.stepping import (
     EvaluateFunction,
@@ -114,10 +114,11 @@ class Population(Moments):
         self.mode = choose_mode(mode, num_runs)
         self._blocks = cut(self._feed, num_runs, min(num_runs, 2))[:1]
         self._programs = self._built(options, block)
-        self._ring = SnapshotRing(self._learner, self.layout.mask(family.reset_each_phase))
+        self._ring = LearnerRing(self._learner, self.layout.mask(family.reset_each_phase))
 
     def _built(self, options: StepOptions, block: int | None) -> Programs:
         """The functions of this population: checked on the module, and compiled if that is wanted and works."""
+        self._options = options
         programs, family = plain_programs(self.family, self.layout, options), self.family
         check_stackable(family.name, family.module, first_examples(family, 4)[0], lambda: self._try(programs))
         self._cut(block)
@@ -181,6 +182,8 @@ class Population(Moments):
         chosen[np.asarray(runs, dtype=np.int64)] = True
         self._ring.forget(self._learner, torch.as_tensor(chosen, device=self.device))
         self._anchors.weigh(chosen)
+        if self.companion is not None:
+            self.companion.started(chosen)
 
     # --- hyperparameters --------------------------------------------------------------------------------------
 
@@ -225,6 +228,8 @@ class Population(Moments):
         self._last_gradient = outcome.state.gradient
         self._feed.step += steps
         self._ring.renew(self._splits.crossed(self.steps_done - steps, self.steps_done))
+        if self.companion is not None:
+            self.companion.advanced(steps)
         last = LastStep(outcome.before, *outcome.state[::3], rows[-1])
         probed = self._probes.take(last, self._feed, self._inputs, lambda: self._gradient_again(rows[-1:]))
         return replace(outcome.telemetry, probed=probed)
@@ -283,7 +288,8 @@ class Population(Moments):
         elif event == "reset_moments" and mask.any():
             self._learner = without_moments(self._learner, mask)
         elif mask.any():
-            self._anchors.drop(self._ring.stable.parameters, mask)
+            weights = self._ring.stable.parameters
+            self._anchors.drop(weights if self.companion is None else self.companion.anchored(weights), mask)
 
     def state_bytes(self) -> int:
         """Bytes that grow with the number of runs: learner, last gradient, snapshots, and maps."""

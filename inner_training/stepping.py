@@ -71,6 +71,7 @@ class StepOptions(NamedTuple):
         sample: measure gradient and update statistics.
         score: compute the family's score.
         disturbed: take faults.
+        masked: hold the weights that ``feed.live`` leaves out at zero.
     """
 
     clip: bool
@@ -78,6 +79,7 @@ class StepOptions(NamedTuple):
     sample: bool
     score: bool = False
     disturbed: bool = False
+    masked: bool = False
 
 
 StepFunction = Callable[..., dict[str, Tensor]]
@@ -169,18 +171,22 @@ def make_step(family: TaskFamily, layout: FlatLayout, options: StepOptions) -> S
         parameters = renewed(parameters, place)
         x, y, weight = served(family, feed, place, inputs, faults)
         by_name, measured = gradients(layout.views(parameters), feed.buffers, x, y, weight)
-        gradient = layout.flatten(by_name)
+        dense = gradient = layout.flatten(by_name)
         if faults is not None:
             gradient = gradient + faults.gradient[:, None]
+        if options.masked and feed.live is not None:
+            gradient = gradient * feed.live
         norm = None
         if options.clip or options.sample:
-            norm = norms(by_name) if faults is None else norms(layout.views(gradient))
+            norm = norms(by_name) if gradient is dense else norms(layout.views(gradient))
         used = gradient
         if options.clip and norm is not None:
             # As torch.nn.utils.clip_grad_norm_, which adds 1e-6; an infinite threshold gives exactly 1.
             used = gradient * (threshold[:, None] / (norm[:, None] + 1e-6)).clamp(max=1.0)
         coefficients = Coefficients(*by[:, :width, None].unbind(1))
         after = update(parameters, used, (first, second), coefficients, layout, options.needs)
+        if options.masked and feed.live is not None:  # orthogonalised matrices are dense
+            after = (after[0] * feed.live, *after[1:])
         if faults is not None:
             after = disturb_step((parameters, first, second), after, faults, layout)
         result = dict(zip(("parameters", "first", "second", "loss", "score"), (*after, *measured), strict=False))

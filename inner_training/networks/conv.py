@@ -3,12 +3,27 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from trimtab.errors import UserError, out_of_range
+
+_RECORDING = ContextVar("recording", default=False)
+
+
+@contextmanager
+def recording() -> Iterator[None]:
+    """Inside, convolutions do as in compiled code, for what is recorded to be compiled."""
+    token = _RECORDING.set(True)
+    try:
+        yield
+    finally:
+        _RECORDING.reset(token)
 
 
 def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, padding: int) -> Tensor:
@@ -98,6 +113,6 @@ class Conv2d(nn.Module):
                 f"a convolution of {self.in_channels} channels with a kernel of side {self.kernel_size} does not fit "
                 f"an input of shape {tuple(x.shape)}; it takes (batch, {self.in_channels}, height, width)"
             )
-        if torch.compiler.is_compiling():
+        if torch.compiler.is_compiling() or _RECORDING.get():
             return convolve(x, self.weight, self.bias, self.stride, self.padding)
         return functional.conv2d(x, self.weight, self.bias, self.stride, self.padding)

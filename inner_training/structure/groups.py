@@ -49,6 +49,16 @@ class Member:
         """k, the positions of one unit."""
         return self.index.shape[1]
 
+    @cached_property
+    def last(self) -> int:
+        """The largest position."""
+        return int(self.index.max())
+
+    @cached_property
+    def in_order(self) -> bool:
+        """Whether unit u has the positions [u k, (u + 1) k)."""
+        return torch.equal(self.index.flatten(), torch.arange(self.index.numel()))
+
     def of(self, tensor: Tensor) -> Tensor:
         """(units, entries of one) the unit's entries of a tensor of the parameter's shape, a copy."""
         index = self.index.to(tensor.device)

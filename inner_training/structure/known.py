@@ -8,12 +8,13 @@ import torch
 from torch import Tensor, nn
 
 from trimtab.inner_training.networks.convnets import ConvNet, ResidualNet
+from trimtab.inner_training.networks.graph import GraphConvolution
 from trimtab.inner_training.networks.mlp import MLP
 from trimtab.inner_training.networks.plastic_mlp import PlasticMLP
 from trimtab.inner_training.networks.transformer import TransformerBlock
 from trimtab.inner_training.structure.groups import Group, Member, Role, find_tensor
 
-OWN = (TransformerBlock, MLP, PlasticMLP, ConvNet, ResidualNet)
+OWN = (TransformerBlock, MLP, PlasticMLP, ConvNet, ResidualNet, GraphConvolution)
 
 
 def known_groups(model: nn.Module) -> list[Group]:
@@ -33,6 +34,8 @@ def known_groups(model: nn.Module) -> list[Group]:
             found += _convolutions(part, prefix)
         elif isinstance(part, ResidualNet):
             found += _residual(part, prefix)
+        elif isinstance(part, GraphConvolution):
+            found.append(_graph(part, prefix))
     return [group for group in found if group.units > 1]
 
 
@@ -163,3 +166,9 @@ def _residual(part: ResidualNet, prefix: str) -> list[Group]:
         inside = [*_rows(f"{own}.first"), *_norm(f"{own}.second_norm"), *_gate(f"{prefix}gate{index + 1}")]
         found.append(_group(f"{own}.first", units, [*inside, ("column", f"{own}.second.weight", 1)], each))
     return [_group(f"{prefix}stem", units, stream, each), *found]
+
+
+def _graph(part: GraphConvolution, prefix: str) -> Group:
+    own = f"{prefix}first"
+    entries = [*_rows(own), *_gate(f"{prefix}gate0"), ("column", f"{prefix}second.weight", 1)]
+    return _group(own, part.hidden, entries)

@@ -48,14 +48,14 @@ def unit_values(model: nn.Module, group: Group, layers: Layers) -> tuple[str, in
 
     That is the output of the last layer or norm which has something of the units' own.
     """
-    own = {member.owner: member.index for member in group.members if member.role in ("row", "vector")}
+    own = {member.owner: member for member in group.members if member.role in ("row", "vector")}
     found = next((name for name in reversed(layers.outputs) if name in own), None)
     if found is None:
         return None
     axis = read_axis(model.get_submodule(found))
     if axis is None:
         axis = 1 - layers.outputs[found].ndim  # a norm
-    return (found, axis, own[found]) if layers.outputs[found].shape[axis] > int(own[found].max()) else None
+    return (found, axis, own[found].index) if layers.outputs[found].shape[axis] > own[found].last else None
 
 
 def _patches(module: nn.Module, values: Tensor, examples: int) -> Tensor | None:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from trimtab.inner_training.structure.evidence import FREQUENT
 from trimtab.inner_training.structure.gating import Gates
 from trimtab.inner_training.structure.groups import Group, Member
+from trimtab.inner_training.structure.watching import examples_apart
 
 # The opening of the gates of inactive units while evidence is gathered: a power of two, so that what is divided by it again
 # loses nothing, and so small that outputs and the gradients of other units stay what they are in float32.
@@ -107,7 +108,8 @@ def outputs_and_gradients(
         slope = slopes.get(id(read.after))
         slope = torch.zeros_like(read.before) if slope is None else slope
         for kept, values in ((outputs, read.before), (gradients, slope * examples)):
-            kept.append(units_of(by_example(values.detach().float(), read.axis, examples, first), read.member))
+            apart = examples if examples_apart(model, read.member) else 1
+            kept.append(units_of(by_example(values.detach().float(), read.axis, apart, first), read.member))
     if len({len(one) for one in outputs}) > 1:
         outputs = [one.movedim(1, 0).reshape(1, one.shape[1], -1) for one in outputs]
         gradients = [one.movedim(1, 0).reshape(1, one.shape[1], -1) for one in gradients]

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
+from trimtab.inner_training.networks.graph import GraphConvolution
 from trimtab.inner_training.structure.groups import Group, Member
 from trimtab.inner_training.structure.known import OWN
 
@@ -49,8 +50,17 @@ def _multiplied(model: nn.Module, member: Member) -> bool:
     path = member.owner.split(".")
     parents = [model.get_submodule(".".join(path[:size])) for size in range(len(path))]
     own = next((parent for parent in parents if isinstance(parent, OWN)), None)
-    last = {"head": True, "layers": path[-1] == str(getattr(own, "depth", None))}
+    last = {
+        "head": True,
+        "layers": path[-1] == str(getattr(own, "depth", None)),
+        "second": isinstance(own, GraphConvolution),
+    }
     return own is not None and (last.get(path[-1], False) or (len(path) > 1 and last.get(path[-2], False)))
+
+
+def examples_apart(model: nn.Module, member: Member) -> bool:
+    """Whether what a column reads tells examples apart: nodes of one graph do not, as every example reads all of them."""
+    return not isinstance(model.get_submodule(member.owner.rpartition(".")[0]), GraphConvolution)
 
 
 def watchable(model: nn.Module, group: Group) -> bool:
