@@ -23,7 +23,7 @@ import torch
 from experiments.faults import measure
 from experiments.faults.figure import draw
 from experiments.faults.measure import Outcome
-from experiments.faults.page import LEGEND, TABLES, cells, filled
+from experiments.faults.page import LEGEND, cells, filled, tables_of
 from experiments.faults.studies import (
     FAMILIES,
     POLICIES,
@@ -86,10 +86,9 @@ def show(console: Console, result: dict[str, Any]) -> None:
         for policy, row in result["transient"]["all"].items():
             table.add_row(policy, *cells(row))
         console.print(table)
-    needs = {"summary": "", "lasting": "shifts", "sequences": "sequences"}
-    for name, make in TABLES.items():
-        if needs.get(name, "transient") in result:
-            console.print(f"\n{name}", *make(result), sep="\n", markup=False, highlight=False, soft_wrap=True)
+    for name, lines in tables_of(result).items():
+        if name != "summary":
+            console.print(f"\n{name}", *lines, sep="\n", markup=False, highlight=False, soft_wrap=True)
 
 
 def parsed() -> argparse.Namespace:

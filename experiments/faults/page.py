@@ -119,13 +119,21 @@ TABLES = {
 }
 
 
+NEEDS = dict.fromkeys(TABLES, "transient") | {"lasting": "shifts", "sequences": "sequences"}  # which study
+
+
+def tables_of(found: Mapping[str, Any]) -> dict[str, list[str]]:
+    """The lines of every table whose study has been made, by name."""
+    return {name: make(found) for name, make in TABLES.items() if NEEDS[name] in found}
+
+
 def filled(text: str, found: Mapping[str, Any]) -> str:
-    """The page with its tables between ``<!-- table: NAME -->`` and ``<!-- end -->`` made anew."""
-    for name, make in TABLES.items():
+    """The page with its tables between ``<!-- table: NAME -->`` and ``<!-- end -->`` made anew, as far as they were."""
+    for name, lines in tables_of(found).items():
         start = f"<!-- table: {name} -->"
         if start not in text:
             continue
         before, _, rest = text.partition(start)
         _, _, after = rest.partition("<!-- end -->")
-        text = before + start + "\n\n" + "\n".join(make(found)) + "\n\n<!-- end -->" + after
+        text = before + start + "\n\n" + "\n".join(lines) + "\n\n<!-- end -->" + after
     return text
