@@ -36,7 +36,8 @@ def draw(found: Mapping[str, Faults], path: Path) -> None:
         axis.spines[["top", "right"]].set_visible(False)
     for axis in axes.flat[len(TRANSIENT) :]:
         axis.axis("off")
-    figure.supxlabel("steps since the end of the fault", fontsize=10)
+    for below in axes[-1]:
+        below.set_xlabel("steps since the end of the fault")
     figure.supylabel("ln validation loss above the same run undisturbed", fontsize=10)
     handles, labels = axes.flat[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
