@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from trimtab.agents.audit_compare import compare_traces
@@ -13,7 +14,15 @@ from trimtab.policies.audit_chain import load_trace
 from trimtab.printing import printable
 
 
-def run_report(file: Path, against: Sequence[Path], out: Path) -> str:
+@dataclass(frozen=True, kw_only=True)
+class Reported:
+    """What became of a report: a few lines, and of each audit whose chain is broken what is wrong with it."""
+
+    text: str
+    broken: tuple[str, ...]
+
+
+def run_report(file: Path, against: Sequence[Path], out: Path) -> Reported:
     """Draws an audit.
 
     Args:
@@ -22,7 +31,8 @@ def run_report(file: Path, against: Sequence[Path], out: Path) -> str:
         out: the page; an earlier report is replaced (where a link leads to it, the link stays), anything else is not.
 
     Returns:
-        A few lines: the chain's verdict, the regression check, and where the page is.
+        A few lines: the chains' verdicts, the regression check, and where the page is, which is written in any case; and
+        the broken chains. A last line that was never finished breaks none.
 
     Raises:
         UserError: nothing can be shown: a file cannot be read, is empty, is no audit, or is of another format version.
@@ -32,11 +42,12 @@ def run_report(file: Path, against: Sequence[Path], out: Path) -> str:
     _check_out(out)
     comparison = compare_traces([trace], others) if others else None
     write_atomically(out.resolve(), to_page(trace, comparison))
-    told = [f"{file}: {trace.verdict.text()}"]
-    told += [f"{path}: {other.verdict.text()}" for path, other in zip(against, others, strict=True)]
+    read = list(zip([file, *against], [trace, *others], strict=True))
+    told = [f"{path}: {one.verdict.text()}" for path, one in read]
+    broken = tuple(said for said, (_, one) in zip(told, read, strict=True) if not one.verdict.holds)
     if comparison is not None:
         told += [*comparison.notes, *comparison.text().split("\n")]
-    return "\n".join(map(printable, [*told, f"report: {out}"]))
+    return Reported(text="\n".join(map(printable, [*told, f"report: {out}"])), broken=broken)
 
 
 def _check_out(out: Path) -> None:

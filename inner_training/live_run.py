@@ -304,6 +304,7 @@ class LiveRun:
             "recorded": self.losses.step,
             "initial_lr": self._initial_lr,
             "losses": torch.stack(self.losses.held).tolist() if self.losses.held else [],
+            "unknown": self.losses.unknown,
             "probe": self.probe.state_dict(),
             "intervals": self._further.intervals,
         }
@@ -315,6 +316,7 @@ class LiveRun:
         self.losses.clear()
         self.losses.step, self._initial_lr = int(state["recorded"]), float(state["initial_lr"])
         self.losses.held = list(torch.tensor(state["losses"], dtype=torch.float32, device=device))
+        self.losses.unknown = bool(state["unknown"])
         self.probe.load_state_dict(state["probe"], device)
-        self._further.intervals = int(state.get("intervals", 0))  # which earlier versions did not count
+        self._further.intervals = int(state["intervals"])
         self._further.last_step = self.position == self.interval - 1

@@ -94,7 +94,8 @@ class Moderation:
         """Holds back what makes the step larger while a run recovers from a shock."""
         if not self.shaken.any():
             return moves
-        factor = 1 - self.shaken / (self.config.aftermath + 1)
+        left = np.minimum(self.shaken, self.config.aftermath)  # a resumed run may have had a longer one
+        factor = 1 - left / (self.config.aftermath + 1)
         gentle = np.where(moves * self._step > 0, moves * factor[:, None], moves)
         reasons |= np.where(gentle != moves, Reason.AFTERMATH, 0)
         return gentle

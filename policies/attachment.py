@@ -206,4 +206,6 @@ def check_audit(path: str | os.PathLike[str] | AuditFile | None) -> AuditFile | 
         return path
     if not isinstance(path, str | os.PathLike):
         raise UserError(f"audit is a {type(path).__name__}; it must be a path, an AuditFile, or None")
+    if not os.fspath(path):
+        raise UserError("audit is an empty text; it must be a path, an AuditFile, or None")
     return AuditFile(path)

@@ -37,6 +37,7 @@ DEFAULT_BUNDLE = Path(__file__).parent / "bundled" / DEFAULT
 LONGEST = 200  # characters of a policy's name
 
 _OBJECT = re.compile(r"([A-Za-z_][\w.]*):([A-Za-z_][\w.]*)")
+_IN_FILE = re.compile(r"(.*)\.py:([A-Za-z_][\w.]*)")  # which somebody may take for an object
 
 
 def register_rule(name: str, factory: Factory) -> None:
@@ -85,12 +86,15 @@ def load_policy(name_or_path: str | os.PathLike[str], **options: Any) -> Policy:
         label = f"rule {given!r}"
         return check_policy(_make(label, RULES[given].factory, options), label)
     is_default = is_name and given == DEFAULT
+    if is_name and (os.sep in given or "/" in given) and not os.path.exists(given):
+        _check_no_file(given)
     if is_default or not is_name or os.path.exists(given) or os.sep in given or "/" in given:
         if options:
             raise UserError(f"{given!r} is a learned policy and takes no options, but got: {', '.join(options)}")
         return _load_default() if is_default else _load_bundle(Path(given))
     if found := _OBJECT.fullmatch(given):
         return check_policy(_load_object(given, found[1], found[2], options), repr(given))
+    _check_no_file(given)
     raise unknown("policy", given, [*names.rules(), DEFAULT])
 
 
@@ -218,10 +222,24 @@ def _load_bundle(path: Path) -> Policy:
     return load_bundle(path)
 
 
+def _check_no_file(given: str, error: BaseException | None = None) -> None:
+    """Raises where ``FILE.py:object`` was given for ``module:object``."""
+    if found := _IN_FILE.fullmatch(given):
+        folder, _, module = found[1].replace(os.sep, "/").rpartition("/")
+        where = f"the folder {folder!r}" if folder else "its folder"
+        right = f"{module}:{found[2]}" if module.isidentifier() else "module:object"
+        raise UserError(
+            f"policy {given!r} names a file, but objects are taken from modules; give {right!r}, with {where} as the working "
+            "folder or in PYTHONPATH"
+        ) from error
+
+
 def _load_object(given: str, module: str, attribute: str, options: Mapping[str, Any]) -> object:
     try:
         found: Any = importlib.import_module(module)
     except (Exception, SystemExit) as error:
+        if isinstance(error, ModuleNotFoundError) and f"{module}.".startswith(f"{error.name}."):
+            _check_no_file(given, error)
         raise UserError(f"cannot import {module!r} for policy {given!r}: {type(error).__name__}: {error}") from error
     for part in attribute.split("."):
         if not hasattr(found, part):

@@ -38,7 +38,7 @@ def take_over(state: Mapping[str, Any], decider: Decider, journal: Journal) -> i
         MismatchError: the state does not fit, or is damaged; nothing has been changed then.
     """
     settings, steering, run = decider.settings, decider.steering, decider.run
-    saving.check_state(state, saving.expected(settings, steering, run.optimizer, run.scheduled_lr))
+    saving.check_state(state, saving.expected(settings, steering, run))
     steering.load_state_dict(state["steering"])
     decider.listener.state = from_plain(state["policy_state"])
     run.load_state_dict(state["run"])

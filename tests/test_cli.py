@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from trimtab import cli
+from trimtab.agents.audit_report import Reported
 from trimtab.errors import UnknownNameError
 
 COMMANDS = ("train", "bench", "export", "inspect", "check", "report", "list")
@@ -85,7 +86,6 @@ def test_bench_passes_everything_on(monkeypatch: pytest.MonkeyPatch, tmp_path: P
         (["export", "x", "--out", "b"], "trimtab.agents.export", "run_export", ("x", "b", False)),
         (["inspect", "b"], "trimtab.policies.bundle", "describe", ("b",)),
         (["check", "b"], "trimtab.agents.check", "run_check", ("b",)),
-        (["report", "a", "--out", "p"], "trimtab.agents.audit_report", "run_report", ("a", [], "p")),
     ],
 )
 def test_file_commands_print_what_they_get(
@@ -100,6 +100,17 @@ def test_file_commands_print_what_they_get(
     assert cli.main(argv) == 0
     assert calls == [(tuple(Path(x) if isinstance(x, str) else x for x in expected), {})]
     assert capsys.readouterr().out == "the answer\n"
+
+
+def test_report_prints_what_it_gets_and_its_code_tells_of_broken_chains(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for broken, code, said in (((), 0, ""), (("a: broken", "b: too"), 1, "trimtab: a: broken; b: too\n")):
+        done = Reported(text="the answer", broken=broken)
+        calls = spy(monkeypatch, "trimtab.agents.audit_report", "run_report", done)
+        assert cli.main(["report", "a", "--against", "b", "--out", "p"]) == code
+        assert calls == [((Path("a"), [Path("b")], Path("p")), {})]
+        assert capsys.readouterr() == ("the answer\n", said)
 
 
 TRAIN = ["train", "digits-mlp", "--out", "unused"]
@@ -126,6 +137,26 @@ BENCH = ["bench", "--policies", "cosine", "--scenarios", "digits-mlp", "--out", 
         (
             ["list", "signal"],
             "unknown table 'signal'; did you mean 'signals'? allowed: scenarios, signals, measurements",
+        ),
+        (["check", ""], "argument BUNDLE_OR_CONFIG: it is an empty text; give a path; see: trimtab check --help"),
+        (["inspect", ""], "argument BUNDLE: it is an empty text"),
+        (["export", "", "--out", "b"], "argument DIR_OR_ZIP: it is an empty text"),
+        (["export", "a", "--out", ""], "argument --out: it is an empty text"),
+        (["report", "", "--out", "p"], "argument FILE: it is an empty text"),
+        (["report", "a", "--against", "b", "", "--out", "p"], "argument --against: it is an empty text"),
+        (["report", "a", "--out", ""], "argument --out: it is an empty text"),
+        (["train", "digits-mlp", "--out", ""], "argument --out: it is an empty text; give a path; see: trimtab train"),
+        (["train", "", "--out", "unused"], "unknown scenario ''; allowed: digits-mlp,"),
+        (["bench", "--scenarios", "digits-mlp", "--out", ""], "argument --out: it is an empty text"),
+        ([*BENCH, "--scenarios", ""], "unknown scenario ''; allowed: digits-mlp,"),
+        ([*BENCH, "--policies", ""], "unknown policy ''; allowed: constant,"),
+        (
+            [*BENCH, "--policies", "../a.py:f"],
+            "'../a.py:f' names a file, but objects are taken from modules; give 'a:f'",
+        ),
+        (
+            [*BENCH, "--policies", "a.py:f"],
+            "policy 'a.py:f' names a file, but objects are taken from modules; give 'a:f'",
         ),
         (["check", "no-such-thing"], "no file or folder 'no-such-thing'; give a bundle's folder"),
         (["check", __file__], "is neither a bundle nor a scenario; give a bundle's folder"),

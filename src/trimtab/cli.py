@@ -1,6 +1,6 @@
 """The command line: reads arguments, then imports what one command needs, and no more.
 
-Bad input ends with exit code 2 and one line on standard error; an interrupt with 130.
+Bad input ends with exit code 2 and one line on standard error; an audit whose chain is broken with 1; an interrupt with 130.
 """
 
 from __future__ import annotations
@@ -109,10 +109,12 @@ def _check(args: argparse.Namespace) -> None:
     print(printable_lines(run_check(args.path)))
 
 
-def _report(args: argparse.Namespace) -> None:
+def _report(args: argparse.Namespace) -> int:
     from trimtab.agents.audit_report import run_report
 
-    print(printable_lines(run_report(args.file, args.against, args.out)))
+    done = run_report(args.file, args.against, args.out)
+    print(printable_lines(done.text), flush=True)
+    return _tell("; ".join(done.broken), 1) if done.broken else 0
 
 
 def _list(args: argparse.Namespace) -> None:
@@ -143,6 +145,13 @@ def _cost(entry: Any) -> str:
     return "; ".join(needed) or str(entry.cost)
 
 
+def _path(given: str) -> Path:
+    """A path; an empty text is none, though ``Path`` would make the working folder of it."""
+    if not given:
+        raise argparse.ArgumentTypeError("it is an empty text; give a path")
+    return Path(given)
+
+
 def _add_machine(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0, metavar="S", help="seed of everything random (default: 0)")
     parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:N or mps (default: cpu)")
@@ -162,7 +171,7 @@ def _add_train(commands: Any) -> None:
         "--timesteps", type=int, default=200_000, metavar="N", help="environment steps in all (default: 200000)"
     )
     parser.add_argument("--num-envs", type=int, default=64, metavar="N", help="runs side by side (default: 64)")
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the results")
+    parser.add_argument("--out", type=_path, required=True, metavar="DIR", help="folder for the results")
     parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint in DIR")
     _add_machine(parser)
     parser.set_defaults(command=_train)
@@ -180,30 +189,32 @@ def _add_bench(commands: Any) -> None:
     parser.add_argument("--scenarios", nargs="+", required=True, metavar="S", help="ids or YAML files")
     parser.add_argument("--runs", type=int, default=64, metavar="N", help="runs per scenario (default: 64)")
     parser.add_argument("--tuned", action="store_true", help="add the rules tuned globally, and the oracle per task")
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the results")
+    parser.add_argument("--out", type=_path, required=True, metavar="DIR", help="folder for the results")
     _add_machine(parser)
     parser.set_defaults(command=_bench)
 
 
 def _add_files(commands: Any) -> None:
     parser = commands.add_parser("export", help="turn a trained agent into a bundle")
-    parser.add_argument("source", type=Path, metavar="DIR_OR_ZIP", help="the --out folder of train, or a checkpoint")
-    parser.add_argument("--out", type=Path, required=True, metavar="BUNDLE", help="folder for the bundle")
+    parser.add_argument("source", type=_path, metavar="DIR_OR_ZIP", help="the --out folder of train, or a checkpoint")
+    parser.add_argument("--out", type=_path, required=True, metavar="BUNDLE", help="folder for the bundle")
     parser.add_argument("--onnx", action="store_true", help="also write policy.onnx (needs the extra 'onnx')")
     parser.set_defaults(command=_export)
 
     parser = commands.add_parser("inspect", help="say what a bundle holds")
-    parser.add_argument("bundle", type=Path, metavar="BUNDLE")
+    parser.add_argument("bundle", type=_path, metavar="BUNDLE")
     parser.set_defaults(command=_inspect)
 
     parser = commands.add_parser("check", help="verify a bundle, or a scenario's YAML file")
-    parser.add_argument("path", type=Path, metavar="BUNDLE_OR_CONFIG")
+    parser.add_argument("path", type=_path, metavar="BUNDLE_OR_CONFIG")
     parser.set_defaults(command=_check)
 
     parser = commands.add_parser("report", help="draw the audit of a run as a page")
-    parser.add_argument("file", type=Path, metavar="FILE", help="an audit, as attach(audit=...) wrote it")
-    parser.add_argument("--against", type=Path, nargs="+", default=[], metavar="FILE", help="audits of another project")
-    parser.add_argument("--out", type=Path, required=True, metavar="report.html", help="the page")
+    parser.add_argument("file", type=_path, metavar="FILE", help="an audit, as attach(audit=...) wrote it")
+    parser.add_argument(
+        "--against", type=_path, nargs="+", default=[], metavar="FILE", help="audits of another project"
+    )
+    parser.add_argument("--out", type=_path, required=True, metavar="report.html", help="the page")
     parser.set_defaults(command=_report)
 
     parser = commands.add_parser("list", help="list what is built in")
@@ -242,7 +253,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: the arguments after the program's name; None takes those of the process.
 
     Returns:
-        The exit code: 0 done, 1 nobody reads the output any more, 2 bad input, 130 interrupted.
+        The exit code: 0 done, 1 done but an audit is not as it was written, or nobody reads the output any more, 2 bad
+        input, 130 interrupted.
 
     Raises:
         SystemExit: with code 0, after `--help` and `--version`.
@@ -251,30 +263,30 @@ def main(argv: Sequence[str] | None = None) -> int:
     _prepare_output()
     try:
         args = build_parser().parse_args(argv)
-        command: Callable[[argparse.Namespace], None] = args.command
-        command(args)
+        command: Callable[[argparse.Namespace], int | None] = args.command
+        code = command(args) or 0
         sys.stdout.flush()
     except BrokenPipeError:  # whoever read the output, such as `head`, has seen enough
         sys.stdout = _nowhere()
         return 1
     except UserError as error:
-        return _refuse(str(error))
+        return _tell(str(error), 2)
     except OSError as error:  # a disk that is full, a folder that may not be written
         where = f"{error.filename!r}: " if error.filename is not None else ""
-        return _refuse(f"{where}{error.strerror or error}")
+        return _tell(f"{where}{error.strerror or error}", 2)
     except (MemoryError, RuntimeError) as error:
         if not isinstance(error, MemoryError) and not re.search("out of memory|allocate memory", str(error)):
             raise
-        return _refuse("there is not enough memory for that many runs; take fewer with --num-envs or --runs")
+        return _tell("there is not enough memory for that many runs; take fewer with --num-envs or --runs", 2)
     except KeyboardInterrupt:
         print("trimtab: interrupted", file=sys.stderr)
         return 130
-    return 0
+    return code
 
 
-def _refuse(message: str) -> int:
+def _tell(message: str, code: int) -> int:
     print(f"trimtab: {printable(' '.join(message.split()))}", file=sys.stderr)
-    return 2
+    return code
 
 
 def _nowhere() -> TextIO:

@@ -108,10 +108,30 @@ def test_a_broken_chain_is_drawn_and_the_verdict_says_where(tmp_path: Path, caps
     path = write(tmp_path / "a.jsonl", SHORT)
     path.write_bytes(path.read_bytes().replace(b'"ln_loss": -0.5,', b'"ln_loss": -0.7,', 1))
     code, page = drawn(tmp_path, str(path))
-    assert code == 0
-    assert "the chain breaks at line 3 of 11" in capsys.readouterr().out
+    told = capsys.readouterr()
+    assert code == 1, "a script can tell"
+    assert "the chain breaks at line 3 of 11" in told.out and "report: " in told.out
+    assert told.err.startswith(f"trimtab: {path}: the chain breaks at line 3 of 11") and told.err.count("\n") == 1
     assert '<p class="bad">The chain breaks at line 3 of 11' in page
     assert "counts for no outcome" in page and "-0.7000" in Page(page).texts["td"]
+
+
+def test_every_broken_chain_of_a_comparison_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    a, b, c = (write(tmp_path / f"{name}.jsonl", SHORT) for name in "abc")
+    for path in (b, c):
+        path.write_bytes(path.read_bytes().replace(b"-0.5", b"-0.7", 1))
+    code, page = drawn(tmp_path, str(a), "--against", str(b), str(c))
+    told = capsys.readouterr()
+    assert code == 1 and page and told.err.count("\n") == 1 and told.err.count("the chain breaks") == 2
+    assert str(a) not in told.err and f"{b}: " in told.err and f"; {c}: " in told.err
+
+
+def test_a_torn_last_line_is_no_broken_chain(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write(tmp_path / "a.jsonl", SHORT)
+    path.write_bytes(path.read_bytes()[:-30])
+    code, page = drawn(tmp_path, str(path))
+    told = capsys.readouterr()
+    assert code == 0 and told.err == "" and "a torn last line of" in told.out and page
 
 
 def test_decisions_that_a_resumed_run_repeats_have_their_own_outcomes(tmp_path: Path) -> None:
@@ -129,7 +149,7 @@ def test_a_torn_line_and_lines_that_cannot_be_read_are_said(tmp_path: Path) -> N
         b"".join([*whole[:4], b"junk\n", b'{"kind": "decision", "step": "x"}\n', *whole[4:-1], whole[-1][:30]])
     )
     code, page = drawn(tmp_path, str(path))
-    assert code == 0
+    assert code == 1, "the chain holds no further than the junk"
     assert "a torn last line of 30 bytes is left out" in page and "2 lines cannot be read and are left out." in page
     assert "Resumed at step 20." in page and "2 lines could not be written at the time." in page
 

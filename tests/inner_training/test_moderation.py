@@ -178,3 +178,13 @@ def test_without_a_window_nothing_is_on_trial() -> None:
         assert not made.verdict().any()
         made.begin(np.ones((1, 1)), np.array([True]))
     assert made.left[0] == 0
+
+
+def test_a_run_that_was_shaken_under_a_longer_aftermath_moves_as_just_after_a_shock() -> None:
+    config = GuardConfig(**{**OFF, "aftermath": 4})
+    resumed, shocked = (Moderation(config, TABLE, 1) for _ in range(2))
+    resumed.shaken[:], shocked.shaken[:] = 900, 4
+    upwards = np.array([[lever.step for lever in TABLE]], dtype=np.float64)
+    every = np.ones(upwards.shape, dtype=bool)
+    found, wanted = (one.moderate(upwards, every)[0] for one in (resumed, shocked))
+    assert np.array_equal(found, wanted) and (found * upwards >= 0).all() and (found * upwards < 1).any()

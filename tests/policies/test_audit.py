@@ -185,6 +185,8 @@ def test_nothing_is_overwritten(tmp_path: Path) -> None:
         audited(tmp_path / "missing" / "run.jsonl", Scripted([[0.5]]))
     with pytest.raises(UserError, match="audit is a int; it must be a path"):
         attach(loop.optimizer, policy=Scripted([[0.5]]), audit=3)  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="audit is an empty text; it must be a path"):
+        attach(loop.optimizer, policy=Scripted([[0.5]]), audit="")
     dangling = tmp_path / "link"
     dangling.symlink_to(tmp_path / "nowhere")
     with pytest.raises(OutputExistsError, match="exists and is not overwritten"):

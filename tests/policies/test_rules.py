@@ -518,6 +518,10 @@ def test_module_and_object(monkeypatch: pytest.MonkeyPatch) -> None:
         ("their_module:number", {}, MismatchError, "is a int; it must be a policy or a callable"),
         ("their_module:wrong", {}, MismatchError, "'their_module:wrong' is not a policy: it has no name"),
         ("no_such_module:policy", {}, UserError, "cannot import 'no_such_module'.*No module named"),
+        ("no_such_module.py:policy", {}, UserError, "names a file.* give 'no_such_module:policy', with its folder as"),
+        ("their_module.py:policy", {}, UserError, "names a file.* give 'their_module:policy', with its folder as"),
+        ("../in/mine.py:make", {"a": 1}, UserError, "names a file.* give 'mine:make', with the folder '../in' as"),
+        ("not-a-name.py:make", {}, UserError, "names a file.* give 'module:object', with its folder as"),
     ]:
         with pytest.raises(error, match=words):
             load_policy(name, **options)
