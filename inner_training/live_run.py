@@ -311,12 +311,10 @@ class LiveRun:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restores what ``state_dict`` gave."""
-        device = self._device
         self.steps, self.position = int(state["steps"]), int(state["position"])
         self.losses.clear()
-        self.losses.step, self._initial_lr = int(state["recorded"]), float(state["initial_lr"])
-        self.losses.held = list(torch.tensor(state["losses"], dtype=torch.float32, device=device))
-        self.losses.unknown = bool(state["unknown"])
-        self.probe.load_state_dict(state["probe"], device)
-        self._further.intervals = int(state["intervals"])
+        self.losses.step, self.losses.unknown = int(state["recorded"]), bool(state["unknown"])
+        self._initial_lr, self._further.intervals = float(state["initial_lr"]), int(state["intervals"])
+        self.losses.held = list(torch.tensor(state["losses"], dtype=torch.float32, device=self._device))
+        self.probe.load_state_dict(state["probe"], self._device)
         self._further.last_step = self.position == self.interval - 1
