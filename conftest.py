@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 
 import pytest
 
 # The four folders are collected as src/trimtab/<folder>, so that their doctests run under the one import name.
 collect_ignore_glob = ["envs/*", "agents/*", "inner_training/*", "policies/*"]
+
+
+# A shell starts what runs in its background with Ctrl-C ignored, and tests of Ctrl-C would then send it in vain.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True, scope="module")

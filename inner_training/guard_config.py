@@ -217,6 +217,8 @@ class GuardConfig:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "bounds", check_bounds(self.bounds))
+        if not isinstance(self.snapshots, str):
+            raise RangeError(f"snapshots is {self.snapshots!r}; it must be the text 'device' or 'cpu'")
         if self.snapshots not in get_args(Place):
             raise unknown("place of snapshots", self.snapshots, get_args(Place))
         for one in fields(self):

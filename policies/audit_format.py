@@ -85,7 +85,10 @@ LINES: Mapping[str, Mapping[str, Field]] = {
         "reason": Field("text", "why, in words"),
         "guard": Field("text", "what the guard did, in words"),
         "why": Field("text", "which part of the policy moved what, on what evidence, in its own words"),
-        "rolled_back": Field("bool", "the last stable snapshot was restored"),
+        "rolled_back": Field(
+            "bool",
+            "the last stable snapshot was restored; false where the run took up again what it had given up for one",
+        ),
         "undone": Field("names", "levers whose last change the guard took back"),
     },
     "outcome": {
