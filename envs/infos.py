@@ -36,7 +36,7 @@ def _events(episodes: Episodes) -> np.ndarray:
 
 def step_values(episodes: Episodes, result: StepResult) -> dict[str, Any]:
     """What one decision led to."""
-    levers = enumerate(episodes.action_levers)
+    levers = enumerate(episodes.multiplier_levers)
     return {
         "reward_terms": result.terms,
         "log_val_loss": result.log_val_loss,
