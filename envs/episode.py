@@ -94,6 +94,7 @@ class Episodes:
         self.term_sums = {name: np.zeros(num_envs) for name in (*self._weights, "divergence")}
         self.term_sums = {name: held for name, held in self.term_sums.items() if self._weights.get(name, 1) > 0}
         self.disturbed_steps = {one.kind: np.zeros(num_envs, dtype=np.int64) for one in scenario.disturbance_settings}
+        self._activity = np.zeros((2, num_envs))  # sums of the active share and of the active work
         self.ended, self._begun = np.ones(num_envs, dtype=bool), False
 
     def _runs(self, device: str, mode: Mode) -> Populations:
@@ -140,7 +141,7 @@ class Episodes:
         if not self._begun:
             self.steering.energy = step_energy(self.steering.signals, self.populations.device)
         self.seeds = np.where(mask, seeds, self.seeds)
-        sums = (*self.term_sums.values(), *self.disturbed_steps.values())
+        sums = (*self.term_sums.values(), *self.disturbed_steps.values(), *self._activity)
         for held in (self.returns, self._last_move, self.decisions, *sums):
             held[mask] = 0
         self.ended, self._begun = self.ended & ~mask, True
@@ -197,6 +198,8 @@ class Episodes:
                 reading.units = self.populations.structures.units
         self.observations = self.steering.observe(reading)
         before, self.log_val_loss = self.log_val_loss, np.log(self.populations.bounded(loss))
+        structure = self._structure()
+        self._activity += np.where(self.ended, 0.0, [structure["active_share"], structure["active_work"]])
         rewards, terms = self._reward(self._outcome(reading, health, move, before, finished))
         self.ended = self.ended | finished | health.lost
         return StepResult(
@@ -210,7 +213,7 @@ class Episodes:
             step=reading.step.astype(np.int64),
             multipliers=move.after,
             reasons=self._reasons(move),
-            **self._structure(),
+            **structure,
             losses=measured.losses,
             score=np.full(self.num_envs, np.nan) if measured.scores is None else measured.scores.mean(0),
             clock=reading.clock,
@@ -232,6 +235,12 @@ class Episodes:
             whole, none = np.ones(self.num_envs), np.zeros(self.num_envs, dtype=np.int64)
             return {"active_share": whole, "active_work": whole, "edits": none}
         return {"active_share": structures.units.share, "active_work": structures.work, "edits": limits.done.copy()}
+
+    @property
+    def mean_activity(self) -> tuple[np.ndarray, np.ndarray]:
+        """Mean active share and mean active work (N,) over each episode's decisions so far."""
+        share, work = self._activity / np.maximum(self.decisions, 1)
+        return share, work
 
     def _diagnosed(self, reading: Reading) -> dict[str, np.ndarray]:
         with np.errstate(all="ignore"):
