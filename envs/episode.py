@@ -191,11 +191,7 @@ class Episodes:
         reading.measurable = self._visibility.measurements  # only now: the guard knows them always
         health.carry_out(self.populations)
         if health.rollback.any():
-            restored = self.populations.validation_loss(self.scenario.val_examples, health.rollback)
-            loss = np.where(health.rollback, restored, loss)
-            if self.populations.structures is not None:
-                self.populations.structures.recount()
-                reading.units = self.populations.structures.units
+            loss = np.where(health.rollback, self._restored(health.rollback, reading), loss)
         self.observations = self.steering.observe(reading)
         before, self.log_val_loss = self.log_val_loss, np.log(self.populations.bounded(loss))
         structure = self._structure()
@@ -220,6 +216,13 @@ class Episodes:
             disturbed=disturbed,
             diagnostics=self._diagnosed(reading),
         )
+
+    def _restored(self, rollback: np.ndarray, reading: Reading) -> np.ndarray:
+        """Validation loss (N,) of what was put back; the reading learns of its units."""
+        if self.populations.structures is not None:
+            self.populations.structures.recount()
+            reading.units = self.populations.structures.units
+        return self.populations.validation_loss(self.scenario.val_examples, rollback)
 
     def _reasons(self, move: Move) -> np.ndarray:
         """(N, L) codes in the order of the action."""
