@@ -96,7 +96,7 @@ class RolloutStatistics(BaseCallback):
             record(f"reward/{name}", total / tally.steps)
         record("reward/total", sum(tally.terms.values()) / tally.steps)
         positions = np.stack(tally.positions)
-        for column, name in enumerate(self.env.episodes.action_levers):
+        for column, name in enumerate(self.env.episodes.multiplier_levers):
             values = positions[:, :, column]
             record(f"levers/{name}_mean", float(values.mean()))
             for share, value in zip(QUANTILES, np.quantile(values, QUANTILES), strict=True):

@@ -20,6 +20,13 @@ FIGURES: Mapping[str, tuple[str, str]] = {
     "effective_rank": ("effective_rank_at_end", "2 x effective rank of the features / most possible - 1, at the end"),
 }
 
+# What is recorded of runs in scenarios with structural levers, by figure.
+STRUCTURE: Mapping[str, str] = {
+    "mean_active_share": "share of the widest network's units that were active, averaged over the run",
+    "mean_active_work": "share of the widest network's multiplications that active units did, averaged over the run",
+    "edits": "structural edits per run",
+}
+
 
 def diagnostics_of(instances: Sequence[Instance]) -> tuple[str, ...]:
     """The signals to record: of stability for all runs, and of plasticity where tasks change."""

@@ -17,6 +17,7 @@ from trimtab.envs.populations import Populations
 from trimtab.envs.scenario import Scenario, load_scenario
 from trimtab.errors import MismatchError, check_whole
 from trimtab.inner_training.device import check_device
+from trimtab.inner_training.edits import nudged
 from trimtab.inner_training.energy import open_meter
 from trimtab.inner_training.levers import LEVERS, resolve_levers
 from trimtab.inner_training.signals import all_signals, lever_signals
@@ -129,13 +130,21 @@ class Evaluator:
 
     def _block(self, index: int) -> Populations:
         if index not in self._blocks:
-            clip = any(lever.hyperparameter == "grad_clip" for lever in resolve_levers(self.scenario.levers))
+            levers, structure = resolve_levers(nudged(self.scenario.levers)), self.scenario.structure
+            clip = any(lever.hyperparameter == "grad_clip" for lever in levers)
             slots = min(self._slots, int((self._family_of == index).sum()))
             share = self.scenario.families[index]
             scored = self._families[index].max_phases > 1
             faults = self.scenario.disturbance_settings
             made = Populations(
-                [share], slots, clip=clip, score=scored, disturbances=faults, device=self._device, mode=self._mode
+                [share],
+                slots,
+                clip=clip,
+                score=scored,
+                disturbances=faults,
+                structure=None if structure is None else structure.config(),
+                device=self._device,
+                mode=self._mode,
             )
             made.advance(1, self.scenario.val_examples)  # what is slow the first time is on nobody's clock
             self._blocks[index] = made

@@ -29,7 +29,7 @@ class Evaluation:
         curve: (runs, decisions) validation loss at the end of each interval, padded with its last value.
         inner_steps: (runs,) optimizer steps done.
         rollbacks: (runs,) snapshots restored by the guard.
-        measures: further figures (runs,) by name (see ``diagnostics.FIGURES`` and ``phases.MEASURES``), NaN where a run
+        measures: further figures (runs,) by name (see ``diagnostics`` and ``phases.MEASURES``), NaN where a run
             does not have one.
         disturbed: by kind of disturbance, in how many steps of each run it was active, (runs,).
         wall_seconds: time for all runs: training, validation, guard and policy; not the test losses.

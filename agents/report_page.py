@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from trimtab.agents.contestants import POINTS
-from trimtab.agents.diagnostics import FIGURES
+from trimtab.agents.diagnostics import FIGURES, STRUCTURE
 from trimtab.agents.phases import MEASURES
 from trimtab.agents.results import ScenarioResult, Summary
 from trimtab.agents.statistics import Interval
@@ -35,6 +35,7 @@ MARKERS = {"untuned": "o", "tuned": "s", "oracle": "D"}
 LEGEND: Mapping[str, str] = {
     **MEASURES,
     **dict(FIGURES.values()),
+    **STRUCTURE,
     "joules": "energy drawn by the machine while the runs were played, shared out by their steps",
 }
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from trimtab.agents.diagnostics import DiagnosticRecord, diagnostics_of
+from trimtab.agents.diagnostics import STRUCTURE, DiagnosticRecord, diagnostics_of
 from trimtab.agents.phases import PhaseRecord
 from trimtab.envs.episode import Episodes, StepResult
 from trimtab.errors import MismatchError, UserError
@@ -98,6 +98,7 @@ class Trial:
         self.seconds = 0.0
         phased = any(instance.phases for instance in self.instances)
         self._phases = PhaseRecord(episodes, self.instances) if phased else None
+        self._structure = {name: np.full(runs, np.nan) for name in STRUCTURE} if episodes.scenario.structure else {}
         self._diagnostics = DiagnosticRecord(diagnostics_of(self.instances), runs)
         self._run_of = np.zeros(episodes.num_envs, dtype=np.int64)  # the run in each slot
         self._live = np.zeros(episodes.num_envs, dtype=bool)
@@ -151,6 +152,10 @@ class Trial:
         self.inner_steps[runs[ended]] = result.step[ended]
         self.late[runs[done]] = result.step[done] < self._budgets[runs[done]]
         self.rollbacks[runs[ended]] = self.episodes.steering.guard.rollbacks[ended]
+        if self._structure:
+            values = (*self.episodes.mean_activity, result.edits)
+            for held, value in zip(self._structure.values(), values, strict=True):
+                held[runs[ended]] = value[ended]
         for kind, steps in self.episodes.disturbed_steps.items():
             self.disturbed[kind][runs[ended]] = steps[ended]
         if self._phases is not None:
@@ -161,4 +166,5 @@ class Trial:
 
     def measures(self) -> dict[str, np.ndarray]:
         """Further figures (runs,) by name, NaN where a run does not have one."""
-        return {**({} if self._phases is None else self._phases.measures()), **self._diagnostics.measures()}
+        phases = {} if self._phases is None else self._phases.measures()
+        return {**phases, **self._diagnostics.measures(), **self._structure}

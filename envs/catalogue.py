@@ -45,6 +45,13 @@ _DISTURBED_SIGNALS = (
     "deadline_left",
 )
 
+# An edit each fifth decision at most, and what a network costs charged lightly beside how well it does under way.
+_GROWING: dict[str, Any] = {
+    "levers": ["lr", "width"],
+    "structure": {"start": 0.2, "most": 0.2, "rest": 5, "budget": 12},
+    "reward": {"progress": 0.0, "trajectory": 1.0, "cost": 0.1},
+}
+
 _MIXES = (
     _scenario(
         "mlp-mix",
@@ -74,6 +81,18 @@ _MIXES = (
         signals=_DISTURBED_SIGNALS,
         disturbances=[{"kind": kind, "rate": 0.3} for kind in DISTURBANCES],
         deadline=0.5,
+    ),
+    _scenario(
+        "growing-digits",
+        "digits-mlp from a fifth of its units, with a lever that prunes and grows; the average height of the loss counts",
+        "digits-mlp",
+        **_GROWING,
+    ),
+    _scenario(
+        "growing-sprites",
+        "sprites-conv from a fifth of its channels, with a lever that prunes and grows; the average height of the loss counts",
+        "sprites-conv",
+        **_GROWING,
     ),
 )
 

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
 from trimtab.envs.populations import Populations
 from trimtab.envs.rewards import TERMS, Limits, Outcome, score
 from trimtab.envs.scenario import Scenario
+from trimtab.envs.step_result import StepResult
 from trimtab.envs.visibility import Visibility
 from trimtab.errors import MismatchError
+from trimtab.inner_training.edits import EDITS, EditConfig, nudged
 from trimtab.inner_training.energy import step_energy
 from trimtab.inner_training.guard import Health
 from trimtab.inner_training.levers import resolve_levers
@@ -23,46 +24,9 @@ from trimtab.inner_training.stepping import Mode
 from trimtab.inner_training.task import Instance
 from trimtab.inner_training.telemetry import Measured
 
+__all__ = ["Episodes", "StepResult"]
+
 SPIKE = np.tanh(1.0)  # the signal ``spike`` at a z-score of 4
-
-
-@dataclass(frozen=True, kw_only=True)
-class StepResult:
-    """What one decision of N runs led to.
-
-    Attributes:
-        observations: (N, S) float32, before any reset.
-        rewards: (N,) float64, 0 for a run that had ended before.
-        terminated: (N,) bool, the budget is spent, the deadline has passed, or the run has diverged for good.
-        diverged: (N,) bool, the run has diverged for good.
-        rolled_back: (N,) bool, the guard restored a snapshot.
-        terms: contribution (N,) of each term; they sum to the rewards.
-        log_val_loss: (N,) natural log of the bounded validation loss now.
-        step: (N,) int64 optimizer steps done.
-        multipliers: (N, L) of each lever, after the guard.
-        reasons: (N, L) ``Reason`` codes, 0 where an action was applied as it was.
-        losses: (K, N) training loss of each step of the interval.
-        score: (N,) mean training score of the interval's steps, NaN unless the populations record one.
-        clock: (N,) time since the run started, in usual steps, or in seconds where it is a module run.
-        disturbed: by kind of disturbance, in how many of the interval's steps it was active, (N,) int64.
-        diagnostics: by name, the signals (N,) that were asked for beside the observation, NaN where unknown.
-    """
-
-    observations: np.ndarray
-    rewards: np.ndarray
-    terminated: np.ndarray
-    diverged: np.ndarray
-    rolled_back: np.ndarray
-    terms: dict[str, np.ndarray]
-    log_val_loss: np.ndarray
-    step: np.ndarray
-    multipliers: np.ndarray
-    reasons: np.ndarray
-    losses: np.ndarray
-    score: np.ndarray
-    clock: np.ndarray
-    disturbed: dict[str, np.ndarray]
-    diagnostics: dict[str, np.ndarray]
 
 
 class Episodes:
@@ -83,6 +47,7 @@ class Episodes:
 
     Attributes:
         action_levers: names of the levers in the order of the action.
+        multiplier_levers: those of them that have a multiplier, in the order of results.
         populations: the runs.
         steering: signals, guard and lever positions of all N runs.
         observations: (N, S) float32, the newest of each run.
@@ -106,25 +71,16 @@ class Episodes:
         diagnostics: Sequence[str] = (),
         populations: Populations | None = None,
     ) -> None:
-        levers, signals = resolve_levers(scenario.levers), resolve_signals(scenario.signals)
+        levers, signals = resolve_levers(nudged(scenario.levers)), resolve_signals(scenario.signals)
         self._diagnostics, guard = resolve_signals(diagnostics), scenario.guard.config()
         self.scenario, self.num_envs, self.held_out = scenario, num_envs, held_out
-        self.action_levers = scenario.levers
-        clip = any(lever.hyperparameter == "grad_clip" for lever in levers)
-        disturbances = scenario.disturbance_settings
-        if populations is None:
-            populations = Populations(
-                scenario.families, num_envs, clip=clip, disturbances=disturbances, device=device, mode=mode
-            )
-        if populations.disturbances != disturbances:
-            raise MismatchError(
-                f"scenario {scenario.id!r} has {len(disturbances)} disturbances, the runs that were given "
-                f"{len(populations.disturbances)}; they must be the same, and runs of one's own have none"
-            )
-        self.populations = populations
+        self.action_levers, self.multiplier_levers = scenario.levers, nudged(scenario.levers)
+        edits = None if scenario.structure is None else scenario.structure.config()
+        self.populations = self._runs(device, mode) if populations is None else populations
+        self._check_runs(edits)
         needed = dict.fromkeys((*needs_of((*signals, *self._diagnostics)), *guard.needs))
         self.populations.measure(tuple(needed))
-        self.steering = Steering(levers, signals, guard, num_envs)
+        self.steering = Steering(levers, signals, guard, num_envs, edits)
         self._kinds: dict[str, Kind] = dict.fromkeys(scenario.levers, "moves")
         self._weights = {name: scenario.reward[name] for name in TERMS if name in scenario.reward}
         self._visibility = Visibility(scenario.missing, num_envs)
@@ -137,8 +93,37 @@ class Episodes:
         self.returns, self.log_val_loss = np.zeros(num_envs), cap.copy()
         self.term_sums = {name: np.zeros(num_envs) for name in (*self._weights, "divergence")}
         self.term_sums = {name: held for name, held in self.term_sums.items() if self._weights.get(name, 1) > 0}
-        self.disturbed_steps = {one.kind: np.zeros(num_envs, dtype=np.int64) for one in disturbances}
+        self.disturbed_steps = {one.kind: np.zeros(num_envs, dtype=np.int64) for one in scenario.disturbance_settings}
+        self._activity = np.zeros((2, num_envs))  # sums of the active share and of the active work
         self.ended, self._begun = np.ones(num_envs, dtype=bool), False
+
+    def _runs(self, device: str, mode: Mode) -> Populations:
+        """New runs, as the scenario has them."""
+        scenario = self.scenario
+        return Populations(
+            scenario.families,
+            self.num_envs,
+            clip=any(lever.hyperparameter == "grad_clip" for lever in resolve_levers(self.multiplier_levers)),
+            disturbances=scenario.disturbance_settings,
+            structure=None if scenario.structure is None else scenario.structure.config(),
+            device=device,
+            mode=mode,
+        )
+
+    def _check_runs(self, edits: EditConfig | None) -> None:
+        """Refuses runs that were made for another scenario."""
+        given, wanted = self.populations.disturbances, self.scenario.disturbance_settings
+        if given != wanted:
+            raise MismatchError(
+                f"scenario {self.scenario.id!r} has {len(wanted)} disturbances, the runs that were given "
+                f"{len(given)}; they must be the same, and runs of one's own have none"
+            )
+        structures = self.populations.structures
+        if (None if structures is None else structures.config) != edits:
+            raise MismatchError(
+                f"the runs that were given to scenario {self.scenario.id!r} were not made for its structural levers; runs "
+                "of one's own have none, and others take the settings of their scenario"
+            )
 
     def reset(self, mask: np.ndarray, seeds: np.ndarray, instances: Mapping[int, Instance] | None = None) -> np.ndarray:
         """Starts a new episode in the runs of ``mask``; the others are untouched, bit for bit.
@@ -156,7 +141,7 @@ class Episodes:
         if not self._begun:
             self.steering.energy = step_energy(self.steering.signals, self.populations.device)
         self.seeds = np.where(mask, seeds, self.seeds)
-        sums = (*self.term_sums.values(), *self.disturbed_steps.values())
+        sums = (*self.term_sums.values(), *self.disturbed_steps.values(), *self._activity)
         for held in (self.returns, self._last_move, self.decisions, *sums):
             held[mask] = 0
         self.ended, self._begun = self.ended & ~mask, True
@@ -189,6 +174,8 @@ class Episodes:
         move = self.steering.decide(self._moves(actions, kinds), self._kinds if kinds is None else kinds)
         for event, mask in move.fired.items():
             self.populations.fire(event, mask)
+        if self.populations.structures is not None:
+            self.populations.structures.edit(move.edits)
         self.populations.set_lr_multiplier(self.steering.lr_multiplier)
         self.populations.set_hyperparameters(self.steering.hyperparameters(self._base))
         measured, loss = self.populations.advance(self.scenario.interval, self.scenario.val_examples)
@@ -204,10 +191,11 @@ class Episodes:
         reading.measurable = self._visibility.measurements  # only now: the guard knows them always
         health.carry_out(self.populations)
         if health.rollback.any():
-            restored = self.populations.validation_loss(self.scenario.val_examples, health.rollback)
-            loss = np.where(health.rollback, restored, loss)
+            loss = np.where(health.rollback, self._restored(health.rollback, reading), loss)
         self.observations = self.steering.observe(reading)
         before, self.log_val_loss = self.log_val_loss, np.log(self.populations.bounded(loss))
+        structure = self._structure()
+        self._activity += np.where(self.ended, 0.0, [structure["active_share"], structure["active_work"]])
         rewards, terms = self._reward(self._outcome(reading, health, move, before, finished))
         self.ended = self.ended | finished | health.lost
         return StepResult(
@@ -220,13 +208,42 @@ class Episodes:
             log_val_loss=self.log_val_loss,
             step=reading.step.astype(np.int64),
             multipliers=move.after,
-            reasons=move.reasons,
+            reasons=self._reasons(move),
+            **structure,
             losses=measured.losses,
             score=np.full(self.num_envs, np.nan) if measured.scores is None else measured.scores.mean(0),
             clock=reading.clock,
             disturbed=disturbed,
             diagnostics=self._diagnosed(reading),
         )
+
+    def _restored(self, rollback: np.ndarray, reading: Reading) -> np.ndarray:
+        """Validation loss (N,) of what was put back; the reading learns of its units."""
+        if self.populations.structures is not None:
+            self.populations.structures.recount()
+            reading.units = self.populations.structures.units
+        return self.populations.validation_loss(self.scenario.val_examples, rollback)
+
+    def _reasons(self, move: Move) -> np.ndarray:
+        """(N, L) codes in the order of the action."""
+        nothing = np.zeros(self.num_envs, dtype=np.int64)
+        by_name = dict(zip(self.multiplier_levers, move.reasons.T, strict=True))
+        edits = {name: move.edit_reasons.get(name, nothing) for name in self.action_levers if name in EDITS}
+        return np.stack([{**by_name, **edits}[name] for name in self.action_levers], axis=1)
+
+    def _structure(self) -> dict[str, np.ndarray]:
+        """What a result says of the structure."""
+        structures, limits = self.populations.structures, self.steering.guard.edits
+        if structures is None or limits is None:
+            whole, none = np.ones(self.num_envs), np.zeros(self.num_envs, dtype=np.int64)
+            return {"active_share": whole, "active_work": whole, "edits": none}
+        return {"active_share": structures.units.share, "active_work": structures.work, "edits": limits.done.copy()}
+
+    @property
+    def mean_activity(self) -> tuple[np.ndarray, np.ndarray]:
+        """Mean active share and mean active work (N,) over each episode's decisions so far."""
+        share, work = self._activity / np.maximum(self.decisions, 1)
+        return share, work
 
     def _diagnosed(self, reading: Reading) -> dict[str, np.ndarray]:
         with np.errstate(all="ignore"):
@@ -264,7 +281,7 @@ class Episodes:
             spike=spike.astype(np.float64),
             oscillation=self._reversed(move),
             rollback=(health.rollback & ~health.resumed) / max(self.scenario.guard.rollback_budget, 1),
-            active=np.ones(self.num_envs),
+            active=self._structure()["active_work"],
             finished=finished,
             lost=health.lost,
         )

@@ -36,13 +36,14 @@ def _events(episodes: Episodes) -> np.ndarray:
 
 def step_values(episodes: Episodes, result: StepResult) -> dict[str, Any]:
     """What one decision led to."""
-    levers = enumerate(episodes.action_levers)
+    levers = enumerate(episodes.multiplier_levers)
     return {
         "reward_terms": result.terms,
         "log_val_loss": result.log_val_loss,
         "step": result.step,
         "multipliers": {name: result.multipliers[:, column] for column, name in levers},
         "rolled_back": result.rolled_back,
+        **_structural(episodes, result.active_share, result.active_work, result.edits),
         **_timed(episodes, result.clock, result.disturbed),
     }
 
@@ -56,8 +57,16 @@ def run_values(episodes: Episodes, result: StepResult) -> dict[str, Any]:
         "log_val_loss": result.log_val_loss,
         "rollbacks": episodes.steering.guard.rollbacks,
         "terms": episodes.term_sums,
+        **_structural(episodes, *episodes.mean_activity, result.edits),
         **_timed(episodes, result.clock, episodes.disturbed_steps),
     }
+
+
+def _structural(episodes: Episodes, share: np.ndarray, work: np.ndarray, edits: np.ndarray) -> dict[str, Any]:
+    """How wide runs are and what was edited, where something can be."""
+    if episodes.scenario.structure is None:
+        return {}
+    return {"active_share": share, "active_work": work, "edits": edits}
 
 
 def _timed(episodes: Episodes, clock: np.ndarray, disturbed: dict[str, np.ndarray]) -> dict[str, Any]:

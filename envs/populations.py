@@ -11,9 +11,12 @@ import torch
 from torch import Tensor
 
 from trimtab.envs.parts import FamilyShare
+from trimtab.envs.structures import COUNTS, Structures
 from trimtab.errors import check_whole, unknown
 from trimtab.inner_training.device import check_device
 from trimtab.inner_training.disturbances import DisturbanceSettings, Disturber, Event
+from trimtab.inner_training.edits import EditConfig
+from trimtab.inner_training.measurements import UNITS
 from trimtab.inner_training.module_family import ModuleInstance
 from trimtab.inner_training.module_run import ModuleRun
 from trimtab.inner_training.population import Population
@@ -67,6 +70,7 @@ class Populations:
         clip: whether gradients may be clipped (costs a norm at every step).
         score: whether steps record the score of the families that have one.
         disturbances: the faults that may befall every run.
+        structure: how their units are edited; None where they are not.
         device: a torch device.
         mode: as for ``Population``; ``"auto"`` is decided on all runs together.
 
@@ -75,7 +79,10 @@ class Populations:
         blocks: the runs of each, as slices of ``range(N)``.
         family_names: (N,) name of each run's family.
         floor, cap: (N,) range of the bounded loss.
+        structures: their units; None where nobody edits them.
     """
+
+    structures: Structures | None = None
 
     def __init__(
         self,
@@ -85,6 +92,7 @@ class Populations:
         clip: bool,
         score: bool = False,
         disturbances: Sequence[DisturbanceSettings] = (),
+        structure: EditConfig | None = None,
         device: str = "cpu",
         mode: Mode = "auto",
     ) -> None:
@@ -107,6 +115,7 @@ class Populations:
             for family, size in zip(resolved, sizes, strict=True)
         ]
         self._arrange(members, [family.name for family in families])
+        self.structures = None if structure is None else Structures(members, structure)
 
     @classmethod
     def of(cls, members: Sequence[Member]) -> Populations:
@@ -198,6 +207,8 @@ class Populations:
             else:
                 drawn = [instances[block.start + int(run)] for run in runs]
             member.reset(runs.tolist(), drawn)
+        if self.structures is not None:
+            self.structures.begin(mask)
 
     def set_lr_multiplier(self, values: np.ndarray) -> None:
         """Sets the factor (N,) on the scheduled learning rate."""
@@ -216,18 +227,24 @@ class Populations:
             Telemetry of the interval, and the mean validation loss (N,) after it.
         """
         pending = []
-        for member in self.members:
+        for number, member in enumerate(self.members):
             telemetry = member.advance(steps)
             validation = member.evaluate("validation", val_examples)
             # The validation loss rides along as one more row of losses, so that it costs no transfer of its own.
-            pending.append(replace(telemetry, losses=torch.cat([telemetry.losses, validation[None]])))
+            losses = torch.cat([telemetry.losses, validation[None]])
+            units = {} if self.structures is None else self.structures.rows(number)
+            pending.append(replace(telemetry, losses=losses, probed={**telemetry.probed, **units}))
         joined = join([telemetry.to_host() for telemetry in pending])
+        if self.structures is not None:
+            self.structures.note(joined.probed[COUNTS])
         return replace(joined, losses=joined.losses[:-1]), joined.losses[-1]
 
     def measure(self, names: Sequence[str]) -> None:
         """Takes further measurements of every run (see ``Population.measure``), in place of those up to now."""
         for member in self.members:
-            member.measure(names)
+            member.measure([name for name in names if name != UNITS])
+        if self.structures is not None:
+            self.structures.measured = UNITS in names
 
     def validation_loss(self, val_examples: int, mask: np.ndarray) -> np.ndarray:
         """Mean validation loss (N,) now; populations without a run in ``mask`` are spared and give NaN."""
@@ -283,7 +300,8 @@ class Populations:
             name: np.concatenate([np.broadcast_to(getattr(part, name), part.num_runs) for part in parts])
             for name in _JOINED
         }
-        return Reading(measured=measured, base=_joined_base([part.base for part in parts]), **joined)
+        units = None if self.structures is None else self.structures.units
+        return Reading(measured=measured, base=_joined_base([part.base for part in parts]), units=units, **joined)
 
 
 def _host(loss: Tensor) -> np.ndarray:

@@ -55,7 +55,7 @@ class Outcome:
         spike: in [0, 1], 1 where the interval's worst loss stood far above its usual, or was not finite.
         oscillation: in [0, 1], how far the learning-rate lever reversed its last move, in units of its rate.
         rollback: share of the rollback budget used up at this decision, summing to at most 1 over a run.
-        active: share of the parameters that were trained, in [0, 1].
+        active: share of the widest network's multiplications that active units do, in [0, 1].
         finished: bool, the budget is spent.
         lost: bool, the run has diverged for good.
     """
@@ -116,7 +116,7 @@ TERMS: dict[str, Term] = {
         worst=_constant(-3.0),
     ),
     "cost": Term(
-        doc="-(share of active parameters) / T",
+        doc="-(share of the widest network's multiplications that active units do) / T",
         weight=0.0,
         compute=lambda o: -o.active / o.limits.decisions,
         worst=_constant(-1.0),

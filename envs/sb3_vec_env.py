@@ -73,7 +73,7 @@ class TrimtabVecEnv(VecEnv):
     Attributes:
         episodes: the loop itself.
         last_terms: contribution (N,) of each reward term at the last step.
-        last_multipliers: (N, L) multipliers after the last step, in the order of ``episodes.action_levers``.
+        last_multipliers: (N, M) multipliers after the last step, in the order of ``episodes.multiplier_levers``.
         last_result: everything about the last step, None before the first.
     """
 

@@ -12,8 +12,10 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from trimtab.envs.config import explain, read_yaml
 from trimtab.envs.parts import DisturbanceEntry, FamilyShare, GuardSettings, Missing, Name, Number, Part, Whole
 from trimtab.envs.rewards import default_weights
+from trimtab.envs.structure_part import StructureSettings
 from trimtab.errors import ConfigError, UserError, unknown
 from trimtab.inner_training.disturbances import DisturbanceSettings
+from trimtab.inner_training.edits import EDITS, nudged
 from trimtab.inner_training.levers import LEVERS
 from trimtab.inner_training.signals import SIGNALS, all_signals, lever_signals
 from trimtab.inner_training.tasks.local_files import family_name, names_a_file
@@ -26,18 +28,24 @@ def default_signals(levers: Iterable[str]) -> tuple[str, ...]:
 
     Those of the group ``scale`` are left out: they hardly vary among the runs of one architecture, so a policy that
     learned with them would meet values out of its range on any other, and a live run does not know its batch size.
-    So are those whose row says ``default=False``.
+    So are those whose row says ``default=False``, but for those of the group ``structure`` where a lever edits it.
 
     >>> default_signals(["lr"])[-3:]
     ('lr_position', 'lr_moved', 'lr_available')
     """
-    left_out = {name for name, signal in SIGNALS.items() if signal.group == "scale" or not signal.default}
+    levers = tuple(levers)
+    edited = any(name in EDITS for name in levers)
+    left_out = {
+        name
+        for name, signal in SIGNALS.items()
+        if signal.group == "scale" or not (signal.default or (edited and signal.group == "structure"))
+    }
     return tuple(name for name in known_signals(levers) if name not in left_out)
 
 
 def known_signals(levers: Iterable[str]) -> tuple[str, ...]:
     """Names of every signal that concerns a run with these levers."""
-    return (*SIGNALS, *(signal.name for name in levers for signal in lever_signals(LEVERS[name])))
+    return (*SIGNALS, *(signal.name for name in nudged(levers) for signal in lever_signals(LEVERS[name])))
 
 
 class Scenario(Part):
@@ -54,6 +62,7 @@ class Scenario(Part):
         missing: what a policy does without in some episodes.
         guard: settings of the guard.
         reward: weight of each term, >= 0; terms that are not named keep their default weight.
+        structure: how structural levers edit; None where there are none, else the defaults unless it is given.
         disturbances: the faults that may befall every run; see docs/disturbances.md.
         deadline: time that a run may take beyond its budget, as a share of it, in units of a usual step; an episode
             whose clock passes it is over. None is none.
@@ -73,6 +82,7 @@ class Scenario(Part):
     val_examples: Whole = Field(default=128, ge=64, le=100_000)
     missing: Missing = Missing()
     guard: GuardSettings = GuardSettings()
+    structure: StructureSettings | None = None
     reward: dict[str, Annotated[Number, Field(ge=0, le=1000)]] = Field(default_factory=default_weights)
     disturbances: tuple[DisturbanceEntry, ...] = Field(default=(), max_length=64)
     deadline: Annotated[float, Field(strict=True, allow_inf_nan=False, ge=0, le=1000)] | None = None
@@ -89,8 +99,10 @@ class Scenario(Part):
         if "signals" not in data:
             levers = data.get("levers", DEFAULT_LEVERS)
             given = levers if isinstance(levers, list | tuple) else ()
-            known = [one for one in given if isinstance(one, str) and one in LEVERS]
+            known = [one for one in given if isinstance(one, str) and (one in LEVERS or one in EDITS)]
             data["signals"] = default_signals(known)
+        if data.get("structure") is None and _edited(data):
+            data["structure"] = StructureSettings()
         if isinstance(data.get("reward"), Mapping):
             data["reward"] = {**default_weights(), **data["reward"]}
         return data
@@ -98,7 +110,7 @@ class Scenario(Part):
     @field_validator("levers")
     @classmethod
     def _known_levers(cls, names: tuple[str, ...]) -> tuple[str, ...]:
-        return _names("lever", names, LEVERS)
+        return _names("lever", names, (*LEVERS, *EDITS))
 
     @field_validator("signals")
     @classmethod
@@ -130,6 +142,10 @@ class Scenario(Part):
 
     @model_validator(mode="after")
     def _fitting(self) -> Self:
+        if self.structure is not None and not any(name in EDITS for name in self.levers):
+            raise ConfigError(
+                f"structure: no lever among levers edits it; add one of {', '.join(EDITS)}, or leave structure out"
+            )
         concerning = known_signals(self.levers)
         for name in self.signals:
             if name not in concerning:
@@ -177,6 +193,11 @@ class Scenario(Part):
         return text
 
 
+def _edited(data: Mapping[str, Any]) -> bool:
+    levers = data.get("levers")
+    return isinstance(levers, list | tuple) and any(name in levers for name in EDITS)
+
+
 def _names(kind: str, names: Iterable[str], allowed: Iterable[str]) -> tuple[str, ...]:
     """The names as they are; an unknown or a repeated one is refused."""
     names, allowed = tuple(names), tuple(allowed)
@@ -199,6 +220,8 @@ def _extended(values: Mapping[str, Any]) -> Mapping[str, Any]:
     inherited = SCENARIOS[values["extends"]].model_dump(mode="json", exclude={"id", "doc"})
     if "levers" in values:
         del inherited["signals"]  # they follow the levers, unless they are given too
+        if not _edited(values):
+            del inherited["structure"]
     merged = dict(inherited)
     for key, value in values.items():
         nested = isinstance(value, Mapping) and isinstance(inherited.get(key), Mapping)

@@ -9,6 +9,8 @@ import numpy as np
 
 from trimtab.inner_training.abstentions import Abstentions
 from trimtab.inner_training.divergence import Divergence, Health
+from trimtab.inner_training.edit_limits import EditLimits
+from trimtab.inner_training.edits import EditConfig, UnitCounts
 from trimtab.inner_training.envelope import curvature_ceiling, decay_ceiling
 from trimtab.inner_training.events import REST, check_event
 from trimtab.inner_training.guard_config import REASON_WORDS, GuardConfig, Reason, in_words
@@ -31,18 +33,22 @@ class Guard:
         moderation: what becomes of proposed moves.
         trials: moves that may yet be taken back.
         abstentions: how long levers have had no answer.
+        edits: when structure may be edited; None where it cannot be.
         trying: (N,) bool, runs in which a stable moment is being tried after a setback, or has just been given up again.
         befell: (N,) ``Reason`` codes of what befell the runs themselves at the last decision.
         ceiling: (N,) the envelope's limit on the factor by which the scheduled learning rate is multiplied; infinite
             without an envelope.
     """
 
-    def __init__(self, config: GuardConfig, levers: Sequence[Lever], num_runs: int) -> None:
+    def __init__(
+        self, config: GuardConfig, levers: Sequence[Lever], num_runs: int, edits: EditConfig | None = None
+    ) -> None:
         self.config, self.levers = config, bounded(levers, check_bounds(config.bounds))
         self.divergence = Divergence(config, num_runs)
         self.moderation = Moderation(config, self.levers, num_runs)
         self.trials = Trials(config.trial, config.trial_rise, num_runs, len(self.levers))
         self.abstentions = Abstentions(config.abstentions, self.levers, num_runs)
+        self.edits = None if edits is None else EditLimits(edits, num_runs)
         self.ceiling = np.full(num_runs, np.inf)
         self._curvature = np.full(num_runs, np.nan)
         self.trying, self.befell = np.zeros(num_runs, dtype=bool), np.zeros(num_runs, dtype=np.int64)
@@ -90,6 +96,8 @@ class Guard:
         self.moderation.pass_on(health.rollback & ~self.trying)
         for rest in self._since.values():
             np.maximum(rest - 1, 0, out=rest)
+        if self.edits is not None:
+            self.edits.pass_on()
         self.trials.note(self.divergence.mean, health.stable, health.rollback)
         self._hold(reading, health.stable)
         return health
@@ -210,10 +218,22 @@ class Guard:
         reason |= np.where(wanted & ~possible, Reason.SPENT, 0) | np.where(wanted & self.lost, Reason.LOST, 0)
         return permitted, reason
 
+    def permit_edit(
+        self, name: str, action: np.ndarray, aimed: bool, units: UnitCounts | None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """What of a structural edit may be done (see ``EditLimits.permit``); nothing where there is no structure."""
+        if self.edits is None or units is None:
+            asked = action != (1.0 if aimed else 0.0)
+            return np.zeros(len(action)), np.where(asked, Reason.UNAVAILABLE, 0)
+        refused = np.where(self.lost, Reason.LOST, 0) | np.where(self.trying, Reason.TRYING, 0)
+        refused |= np.where(self.moderation.shaken > 0, Reason.EDIT_AFTERMATH, 0)
+        return self.edits.permit(name, action, aimed, units, refused)
+
     @property
-    def _parts(self) -> dict[str, Divergence | Setbacks | Usual | Moderation | Trials | Abstentions]:
+    def _parts(self) -> dict[str, Divergence | Setbacks | Usual | Moderation | Trials | Abstentions | EditLimits]:
         setbacks = self.divergence.setbacks
         return {
+            **({} if self.edits is None else {"edits": self.edits}),
             "divergence": self.divergence,
             "setbacks": setbacks,
             "train_loss": setbacks.train,

@@ -45,6 +45,11 @@ class Reason(IntFlag):
     UNREAD = 134217728
     BROKEN_OFF = 268435456
     SETBACK_VALIDATION = 536870912
+    EDITS_SPENT = 1073741824
+    EDIT_AFTERMATH = 2147483648
+    NARROWEST = 4294967296
+    WIDEST = 8589934592
+    NO_UNIT = 17179869184
 
 
 REASON_WORDS: dict[Reason, str] = {
@@ -72,6 +77,11 @@ REASON_WORDS: dict[Reason, str] = {
     Reason.TRYING: "a stable snapshot is being tried, so the lever holds",
     Reason.SETBACK: "the loss rose suddenly, so the last stable snapshot was restored",
     Reason.SETBACK_VALIDATION: "the validation loss rose suddenly, so the last stable snapshot was restored",
+    Reason.EDITS_SPENT: "the budget of structural edits is spent, so the structure stays as it is",
+    Reason.EDIT_AFTERMATH: "the run was rolled back a short while ago, so its structure stays as it is for now",
+    Reason.NARROWEST: "the network may not become that narrow, so fewer units go, or none",
+    Reason.WIDEST: "the network may not become that wide, so fewer units are born, or none",
+    Reason.NO_UNIT: "the proposed edit amounts to less than one unit, so there is none",
     Reason.RESUMED: "the restored snapshot did no better, as far as can be told, so the run goes on from where it was",
     Reason.RETURNING: "no answer of the policy could be used for too many decisions in a row, so the lever returns towards null",
     Reason.SWITCHED_OFF: "the controller is switched off, so the run goes on by its own settings",

@@ -9,6 +9,7 @@ from trimtab.errors import MismatchError
 from trimtab.inner_training.signal import Signal
 
 PROBE_EVERY = 5  # decisions from one measurement to the next
+UNITS = "units"  # taken by what edits them, not by a probe
 TINY_SHARE = 0.1  # of a gradient's root mean square: elements below it are tiny; 8% of a normal distribution are
 
 
@@ -61,6 +62,12 @@ MEASUREMENTS: dict[str, Measurement] = {
     "curvature_trace": Measurement(
         "trace of the Hessian, Hutchinson's estimate by 4 vectors on 32 examples",
         "4 Hessian-vector products of 32 examples",
+        live=False,
+    ),
+    UNITS: Measurement(
+        "the diagnostics of the units ([structure](structure.md#diagnostics)) with a scoring, and the age of newborns, in a "
+        "scenario with structural levers",
+        "activations and their gradients of 32 examples",
         live=False,
     ),
 }

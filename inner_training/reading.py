@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from trimtab.inner_training.edits import UnitCounts
 from trimtab.inner_training.telemetry import Measured
 
 Fold = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
@@ -44,6 +45,9 @@ class Reading:
         clock: time since the run started: seconds of a live run, in a population usual steps (see ``slow-steps``).
         deadline: the time that it may take, in the same unit.
         energy: joules per optimizer step of the interval just finished.
+        units: of the runs; None where nobody counts them.
+        edits_left: share of the budget of structural edits left.
+        edit_rest: share of the rest after a structural edit that is left.
         measurable: bool (N,): whether signals may know of further measurements.
     """
 
@@ -67,6 +71,9 @@ class Reading:
     clock: np.ndarray = field(default_factory=lambda: _nan(1))
     deadline: np.ndarray = field(default_factory=lambda: _nan(1))
     energy: np.ndarray = field(default_factory=lambda: _nan(1))
+    units: UnitCounts | None = None
+    edits_left: np.ndarray = field(default_factory=lambda: _nan(1))
+    edit_rest: np.ndarray = field(default_factory=lambda: _nan(1))
     measurable: np.ndarray = field(default_factory=lambda: np.ones(1, dtype=bool))
 
     @property

@@ -19,6 +19,7 @@ from trimtab.inner_training.measurements import MEASUREMENTS
 from trimtab.inner_training.probe_signals import PROBE_ROWS
 from trimtab.inner_training.reading import Memory, Reading
 from trimtab.inner_training.signal import Signal, row
+from trimtab.inner_training.structure_signals import STRUCTURE_ROWS
 
 __all__ = ["SIGNALS", "Signal", "all_signals", "lever_signals", "observe", "register_signal", "resolve_signals"]
 
@@ -72,7 +73,7 @@ def _table() -> tuple[Signal, ...]:
     )  # fmt: skip
 
 
-SIGNALS: dict[str, Signal] = {signal.name: signal for signal in (*_table(), *HOST_ROWS, *PROBE_ROWS)}
+SIGNALS: dict[str, Signal] = {signal.name: signal for signal in (*_table(), *HOST_ROWS, *PROBE_ROWS, *STRUCTURE_ROWS)}
 
 
 def lever_signals(lever: Lever) -> tuple[Signal, ...]:

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from trimtab.inner_training.edits import EDITS, EditConfig, UnitCounts, check_targets
 from trimtab.inner_training.energy import StepEnergy
 from trimtab.inner_training.events import FIRES_FROM
 from trimtab.inner_training.guard import Guard, GuardConfig, Health, Reason
@@ -28,6 +29,8 @@ class Move:
         reasons: ``Reason`` codes, 0 where the proposal was applied as it was.
         fired: by event, the runs (N,) bool in which it happens now.
         refused: (N,) ``Reason`` codes of events that were asked for and do not happen.
+        edits: by structural lever, the share (N,) of units to edit now (see ``EditLimits.permit``).
+        edit_reasons: by structural lever, (N,) ``Reason`` codes.
     """
 
     proposed: np.ndarray
@@ -36,6 +39,8 @@ class Move:
     reasons: np.ndarray
     fired: Mapping[str, np.ndarray] = field(default_factory=dict)
     refused: np.ndarray = field(default_factory=lambda: np.zeros(1, dtype=np.int64))
+    edits: Mapping[str, np.ndarray] = field(default_factory=dict)
+    edit_reasons: Mapping[str, np.ndarray] = field(default_factory=dict)
 
 
 class Steering:
@@ -51,9 +56,16 @@ class Steering:
         ranges: lowest and highest value (S,) of each signal that the policy met in training; None where it has none.
     """
 
-    def __init__(self, levers: Sequence[Lever], signals: Sequence[Signal], guard: GuardConfig, num_runs: int) -> None:
+    def __init__(
+        self,
+        levers: Sequence[Lever],
+        signals: Sequence[Signal],
+        guard: GuardConfig,
+        num_runs: int,
+        edits: EditConfig | None = None,
+    ) -> None:
         self.levers, self.signals, self.num_runs = tuple(levers), tuple(signals), num_runs
-        self.guard = Guard(guard, self.levers, num_runs)
+        self.guard = Guard(guard, self.levers, num_runs, edits)
         self.memory = Memory(num_runs)
         self.multipliers = np.ones((num_runs, len(self.levers)))
         self.available = np.ones((num_runs, len(self.levers)), dtype=bool)
@@ -62,6 +74,7 @@ class Steering:
         self.energy: StepEnergy | None = None
         self.ranges: tuple[np.ndarray, np.ndarray] | None = None
         self._seen: np.ndarray | None = None
+        self._units: UnitCounts | None = None
 
     def reset(self, mask: np.ndarray, base: Mapping[str, np.ndarray]) -> None:
         """Starts the runs in ``mask`` (bool, (N,)) afresh; ``base`` holds each hyperparameter's base, (N,)."""
@@ -92,6 +105,8 @@ class Steering:
             reading.energy = np.full(self.num_runs, self.energy.per_step(steps))
         reading.caution = self._caution()
         reading.rollbacks_left = self.guard.rollbacks_left
+        if self.guard.edits is not None:
+            reading.edits_left, reading.edit_rest = self.guard.edits.left, self.guard.edits.resting
         for column, lever in enumerate(self.levers):
             reading.multipliers = {**reading.multipliers, lever.name: self.multipliers[:, column].copy()}
             reading.moves = {**reading.moves, lever.name: self._moves[:, column].copy()}
@@ -100,6 +115,7 @@ class Steering:
 
     def observe(self, reading: Reading) -> np.ndarray:
         """(N, S) float32 observation in [-1, 1], one column per signal."""
+        self._units = reading.units
         self._seen = observe(self.signals, reading, self.memory)
         return self._seen
 
@@ -109,7 +125,7 @@ class Steering:
         Args:
             actions: (N, len(kinds)) in the order of ``kinds``.
             kinds: lever name to ``"moves"`` or ``"targets"``, or event to ``"events"``; levers not named stay where
-                they are.
+                they are. What is to be done to the structure is in ``Move.edits``, for the caller to do.
         """
         before = self.multipliers.copy()
         proposed, targets = np.zeros_like(before), np.zeros(len(self.levers), dtype=bool)
@@ -123,6 +139,8 @@ class Steering:
                 fired[name], reason = self.guard.permit_event(name, wanted)
                 refused |= reason
                 continue
+            if name in EDITS:
+                continue  # last, as an event may stand against them
             column = names.index(name)
             proposed[:, column] = actions[:, source]
             targets[column], governed[:, column], asked[:, column] = kind == "targets", listened, True
@@ -135,7 +153,22 @@ class Steering:
         silent = asked & (~listened[:, None] | ~np.isfinite(proposed))
         after, returning = self.guard.fall_back(silent, asked & ~silent, after, self.available)
         self._move_to(after)
-        return Move(proposed, before, after.copy(), reasons | returning, fired, refused)
+        edits, why = self._edits(actions, kinds, listened)
+        return Move(proposed, before, after.copy(), reasons | returning, fired, refused, edits, why)
+
+    def _edits(
+        self, actions: np.ndarray, kinds: Mapping[str, Kind], listened: np.ndarray
+    ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+        """Shares and reasons (N,) by structural lever; the first that edits a run makes the others rest."""
+        shares, reasons = dict[str, np.ndarray](), dict[str, np.ndarray]()
+        for source, (name, kind) in enumerate(kinds.items()):
+            if name not in EDITS:
+                continue
+            check_targets("a policy", name, kind)
+            heard = np.where(listened, actions[:, source], np.nan)
+            shares[name], reason = self.guard.permit_edit(name, heard, kind == "targets", self._units)
+            reasons[name] = np.where(listened, reason, Reason.OUT_OF_RANGE)
+        return shares, reasons
 
     def _move_to(self, after: np.ndarray) -> None:
         before, self.multipliers = self.multipliers, after

@@ -11,7 +11,8 @@ from typing import Any, Literal, get_args
 import torch
 from torch import nn
 
-from trimtab.errors import UserError, check_whole, unknown
+from trimtab.errors import MismatchError, UserError, check_whole, unknown
+from trimtab.inner_training.edits import EDITS
 from trimtab.inner_training.energy import step_energy
 from trimtab.inner_training.guard import GuardConfig
 from trimtab.inner_training.levers import LEVERS, Lever, resolve_levers
@@ -110,6 +111,12 @@ def moved_by(policy: Policy) -> tuple[str, ...]:
 
 def levers_of(policy: Policy) -> tuple[Lever, ...]:
     """Levers that a policy governs, in its order, then those that it only looks at (``<lever>_position``, ...)."""
+    for name in moved_by(policy):
+        if name in EDITS:
+            raise MismatchError(
+                f"policy {policy.name!r} moves {name!r}, which edits the structure of a network; live runs have no such lever, "
+                "so attach a policy without it"
+            )
     read = set(policy.signals)
     seen = [name for name, lever in LEVERS.items() if any(signal.name in read for signal in lever_signals(lever))]
     return resolve_levers(tuple(dict.fromkeys([*moved_by(policy), *seen])))

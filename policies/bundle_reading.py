@@ -11,6 +11,7 @@ from typing import Any, cast
 import numpy as np
 
 from trimtab.errors import BundleError, MismatchError, UserError, unknown
+from trimtab.inner_training.edits import EDITS
 from trimtab.inner_training.levers import LEVERS
 from trimtab.inner_training.signals import all_signals
 from trimtab.policies.bundle_files import check_entries, read_file
@@ -81,17 +82,17 @@ def _check_golden(policy: LearnedPolicy, manifest: AnyManifest, where: str) -> N
 
 def _check_table(manifest: AnyManifest, where: str, refuse: Refuse) -> None:
     """Signals and levers must be those of this version, or of the user's own registration."""
-    signals = all_signals()
+    signals, levers = all_signals(), {**LEVERS, **EDITS}
     wrong: list[UserError] = []
     for name in manifest.signals:
         if name not in signals:
             wrong.append(MismatchError(f"{where}: signals: {unknown('signal', name, signals)}"))
     for entry in manifest.levers:
-        if entry.name not in LEVERS:
-            wrong.append(MismatchError(f"{where}: levers: {unknown('lever', entry.name, LEVERS)}"))
+        if entry.name not in levers:
+            wrong.append(MismatchError(f"{where}: levers: {unknown('lever', entry.name, levers)}"))
             continue
         for key in ("low", "high", "rate"):
-            trained, here = getattr(entry, key), float(getattr(LEVERS[entry.name], key))
+            trained, here = getattr(entry, key), float(getattr(levers[entry.name], key))
             if trained != here:
                 wrong.append(
                     MismatchError(

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 
 from trimtab.errors import MismatchError
-from trimtab.inner_training.levers import resolve_levers
+from trimtab.inner_training.edits import movable
 from trimtab.policies.lstm import LSTMLayer, fresh_state, run_layers
 from trimtab.policies.policy import Kind
 
@@ -91,7 +91,7 @@ class LearnedPolicy:
         self._check_names()
         self._check_arrays()
         if not self.limits:
-            table = resolve_levers(tuple(self.levers))
+            table = movable(self.levers)
             put("limits", {lever.name: LeverLimits(lever.low, lever.high, lever.rate) for lever in table})
         # The quotient by the deviation is what VecNormalize computes; a product by its inverse differs in the last bit.
         put("_std", _frozen(np.sqrt(self.obs_var + self.obs_eps), np.float64))

@@ -23,6 +23,7 @@ from trimtab.errors import (
     check_whole,
     unknown,
 )
+from trimtab.inner_training.edits import EDITS, check_targets
 from trimtab.inner_training.events import EVENTS
 from trimtab.inner_training.levers import LEVERS
 from trimtab.inner_training.signals import all_signals
@@ -154,10 +155,13 @@ def _check_names(label: str, policy: Policy) -> None:
             raise MismatchError(f"{label}: lever {name!r} is of kind {kind!r}; allowed: {', '.join(get_args(Kind))}")
     moved = [name for name, kind in levers.items() if kind != "events"]
     fired = [name for name, kind in levers.items() if kind == "events"]
-    for what, used, known in (("signal", signals, all_signals()), ("lever", moved, LEVERS), ("event", fired, EVENTS)):
+    movable = {**LEVERS, **EDITS}
+    for what, used, known in (("signal", signals, all_signals()), ("lever", moved, movable), ("event", fired, EVENTS)):
         for name in used:
             if name not in known:
                 raise MismatchError(f"{label}: {unknown(what, name, known)}")
+    for name, kind in levers.items():
+        check_targets(label, name, kind)
 
 
 def _check_trial(label: str, policy: Policy) -> None:

@@ -12,6 +12,7 @@ from trimtab.inner_training.streams import draw_words
 
 Source = torch.Generator | Tensor
 BITS = 23  # of a uniform number: float32 holds them all, and neither 0 nor 1 comes up
+STRIDE = 1 << 22  # numbers of one run that a request leaves room for
 
 
 class Draws:
@@ -41,8 +42,9 @@ class Draws:
             return drawn.to(self._device).clamp(min=2.0**-24)
         count = math.prod(shape)
         seeds = self._source.to(self._device)[..., None].expand(*self.batch, count)
+        # A request begins at a place of its own, so that what a run gets does not depend on how much others ask for.
         counter = torch.arange(self._drawn, self._drawn + count, device=self._device).expand_as(seeds)
-        self._drawn += count
+        self._drawn += STRIDE * math.ceil(count / STRIDE)
         words = draw_words(seeds, counter) >> (32 - BITS)
         return ((words.float() + 0.5) / 2**BITS).reshape(*self.batch, *shape)
 

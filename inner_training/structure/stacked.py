@@ -127,6 +127,7 @@ class Stacked(StackedMasks):
         split: str | None = None,
         examples: int | None = None,
         groups: Iterable[str] | None = None,
+        noted: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """Scores (N, U) by group; high is kept. Inactive units are scored by what they would be.
 
@@ -137,6 +138,7 @@ class Stacked(StackedMasks):
             normalisation: name from the table of normalisations.
             evidence: to score from; None gathers what is needed.
             batches, split, examples, groups: see ``evidence``.
+            noted: (N,) bool on the device, the runs whose scores are remembered; None for all.
 
         Raises:
             UserError: see ``evidence``.
@@ -149,7 +151,7 @@ class Stacked(StackedMasks):
         scores = {}
         for name, one in evidence.items():
             scores[name] = scale.apply(chosen.score(one, self._seeds(self._flat[name])), one)
-        self._scored.note(self._flat.joined(scores, torch.nan))
+        self._scored.note(self._flat.joined(scores, torch.nan), noted)
         return scores
 
     def diagnostics(

@@ -21,6 +21,7 @@ DIAGNOSTICS: dict[str, str] = {
     "log_activation_parity": "the same of the share of outputs above 0.05",
     "parity_known": "1 where a group has both newborns and incumbents",
     "mean_age": "mean over active units of their age, in steps",
+    "newborn_age": "mean over newborns of their age, in steps; 0 without newborns",
     "newborn_share": "share of the active units that are newborns",
     "active_share": "share of all units that are active",
     "dormant_share": "share of the active units whose E|h| is at most 0.025 of their group's mean",
@@ -38,9 +39,13 @@ class Scored:
         nothing = torch.full((num_runs, total), torch.nan, device=device)
         self.last, self.before = nothing, nothing
 
-    def note(self, scores: Tensor) -> None:
-        """Remembers scores."""
-        self.last, self.before = scores, self.last
+    def note(self, scores: Tensor, runs: Tensor | None = None) -> None:
+        """Remembers scores of the runs (N,) bool; None is all."""
+        if runs is None:
+            self.last, self.before = scores, self.last
+        else:
+            later = (scores, self.last), (self.last, self.before)
+            self.last, self.before = (torch.where(runs[:, None], new, old) for new, old in later)
 
     def forget(self, runs: Tensor) -> None:
         """The runs (N,) bool have new units."""
@@ -73,8 +78,10 @@ def diagnosed(
             for name, one in evidence.items()
         ]
         found[parity] = ratio(torch.stack(logs).sum(0), known.float())
-    found["mean_age"] = units.age().clamp(min=0).sum(1) / counts
-    found["newborn_share"] = torch.stack([one.sum(1) for one in newborn.values()]).sum(0) / counts
+    age, born = units.age(), groups.joined(dict(newborn), False)
+    found["mean_age"] = age.clamp(min=0).sum(1) / counts
+    found["newborn_age"] = (age * born).sum(1) / born.sum(1).clamp(min=1)
+    found["newborn_share"] = born.sum(1) / counts
     found["active_share"] = active.float().mean(1)
     dormant = [_dormant(one) for one in evidence.values()]
     found["dormant_share"] = torch.stack(dormant).sum(0) / counts

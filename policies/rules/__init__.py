@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from trimtab.policies.policy import Policy
-from trimtab.policies.rules import blind, reactive, schedules
+from trimtab.policies.rules import blind, reactive, schedules, structural
 from trimtab.policies.rules.composites import COMPOSITES, SINGLE, composite_factory
 
 Factory = Callable[..., Policy]
@@ -59,6 +59,22 @@ def _table() -> tuple[RuleEntry, ...]:
         row("greedy", reactive.greedy, "raises the rate on every new best training loss, lowers it otherwise",
             "Subramanian et al., GreedyLR, arXiv 2512.14527"),
         row("random", blind.random, "independent uniform moves on every lever", adapts=True),
+        row("prune-once", structural.prune_once, "prunes to 30 % of the units at 30 % of the budget",
+            "Lee et al., arXiv 1810.02340, later in training", budget),
+        row("prune-cubic", structural.prune_cubic, "prunes to 30 % of the units along a cubic, fast at first",
+            "Zhu & Gupta, arXiv 1710.01878", budget),
+        row("prune-iterative", structural.prune_iterative, "prunes 20 % of the remaining units in each of five rounds",
+            "Frankle & Carbin, arXiv 1803.03635, without rewinding", budget),
+        row("grow-steps", structural.grow_steps, "grows to 80 % of the units in five equal steps",
+            "Lillo & Cheney, arXiv 2605.15435, Grow", budget),
+        row("prune-steps", structural.prune_steps, "prunes to 20 % of the units in five equal steps",
+            "Lillo & Cheney, arXiv 2605.15435, Prune", budget),
+        row("rewire", structural.rewire, "prunes and grows the same share of units again and again, less and less",
+            "RigL, Evci et al., arXiv 1911.11134, and SET, arXiv 1707.04780, with units for weights", budget),
+        row("dormant-reset", structural.dormant_reset, "resets the worst units while a tenth of them is dormant",
+            "Sokar et al., arXiv 2302.12902"),
+        row("newborn-aware", structural.newborn_aware, "grows as grow-steps does, once the last newborns have recovered",
+            "the open question of Lillo & Cheney, arXiv 2605.15435; the rule is ours", budget),
         *(row(name, factory, doc, source, adapts=True) for name, (factory, doc, source) in SINGLE.items()),
         *(row(name, composite_factory(name), doc, adapts=True) for name, (_, doc) in COMPOSITES.items()),
     )  # fmt: skip

@@ -9,7 +9,8 @@ from typing import Any, ClassVar
 import numpy as np
 
 from trimtab.errors import UserError
-from trimtab.inner_training.levers import LEVERS, resolve_levers
+from trimtab.inner_training.edits import movable
+from trimtab.inner_training.levers import LEVERS
 from trimtab.policies.policy import Kind
 from trimtab.policies.rules.options import whole
 
@@ -56,6 +57,4 @@ def random(*, seed: int = 0, levers: Sequence[str] | None = None) -> RandomRule:
     names = tuple(LEVERS) if levers is None else (levers,) if isinstance(levers, str) else tuple(levers)
     if not names or len(set(names)) < len(names):
         raise UserError(f"levers is {list(names)}; name each lever once, out of: {', '.join(LEVERS)}")
-    return RandomRule(
-        levers={lever.name: "moves" for lever in resolve_levers(names)}, seed=whole("seed", seed, 0, 2**63 - 1)
-    )
+    return RandomRule(levers={lever.name: "moves" for lever in movable(names)}, seed=whole("seed", seed, 0, 2**63 - 1))

@@ -27,6 +27,7 @@ _TABLES = {
     "signals": ("trimtab.inner_training.signals", "SIGNALS"),
     "measurements": ("trimtab.inner_training.measurements", "MEASUREMENTS"),
     "levers": ("trimtab.inner_training.levers", "LEVERS"),
+    "edits": ("trimtab.inner_training.edits", "EDITS"),
     "rules": ("trimtab.policies.rules", "RULES"),
     "blocks": ("trimtab.policies.rules.blocks", "BLOCKS"),
     "rewards": ("trimtab.envs.rewards", "TERMS"),

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from tests.inner_training.test_signals import reading
+from trimtab.inner_training.edits import UnitCounts
 from trimtab.inner_training.reading import Memory
 from trimtab.inner_training.signal import HOST
 from trimtab.inner_training.signals import SIGNALS, observe, resolve_signals
@@ -49,6 +50,9 @@ def trace() -> dict[str, list[list[float]]]:
         if number in (1, 6):
             taken = {1: "dormant", 6: "curvature"}[number]
             one.measured = replace(one.measured, probed={taken: np.array([0.2, np.nan])})
+        units = np.array([[10, 30]] * RUNS)
+        one.units = UnitCounts(units - [number % 7, number], units, np.ones_like(units))
+        one.edits_left, one.edit_rest = np.full(RUNS, 1 - number / 30), np.full(RUNS, number % 5 / 4)
         one.clock, one.deadline = np.full(RUNS, 2.0 * number), np.full(RUNS, 60.0)
         memory.begin()
         seen.append(observe(resolve_signals(NAMES), one, memory))
@@ -66,7 +70,7 @@ def test_every_signal_is_on_file_and_does_something() -> None:
     assert list(on_file) == NAMES
     still = {name for name, values in on_file.items() if np.ptp(values) == 0}
     expected = {"progress_available", "log_parameters", "log_batch", "depth", "adaptive", "caution", "rollbacks_left"}
-    assert still == expected | {"deadline_available"}
+    assert still == expected | {"deadline_available", "structure_available"}
 
 
 if __name__ == "__main__":

@@ -8,8 +8,8 @@ from typing import Any, get_args
 
 import numpy as np
 
+from trimtab.inner_training.edits import movable
 from trimtab.inner_training.events import EVENTS
-from trimtab.inner_training.levers import resolve_levers
 from trimtab.inner_training.signals import resolve_signals
 from trimtab.policies.policy import Kind, Policy
 
@@ -22,7 +22,7 @@ def observations(policy: Policy, runs: int = RUNS, decisions: int = DECISIONS, s
     rng = np.random.default_rng(seed)
     drawn = rng.uniform(-1, 1, (decisions, runs, len(policy.signals)))
     for column, name in enumerate(policy.signals):
-        if name in ("started", "val_available", "progress_available"):
+        if name in ("started", "val_available", "progress_available", "structure_available"):
             drawn[:, :, column] = rng.random((decisions, runs)) < 0.8
         elif name == "progress":
             drawn[:, :, column] = np.linspace(0, 1, decisions)[:, None]
@@ -66,7 +66,7 @@ def names_are_known(policy: Policy) -> None:
     assert policy.name
     assert policy.levers
     assert len(resolve_signals(policy.signals)) == len(set(policy.signals))
-    assert resolve_levers([name for name, kind in policy.levers.items() if kind != "events"]) is not None
+    assert movable([name for name, kind in policy.levers.items() if kind != "events"]) is not None
     assert {name for name, kind in policy.levers.items() if kind == "events"} <= set(EVENTS)
     assert set(policy.levers.values()) <= set(get_args(Kind))
     assert policy.decide_every is None or policy.decide_every >= 1
