@@ -90,12 +90,16 @@ class EditLimits:
 
     def _within(self, asked: np.ndarray, units: UnitCounts) -> tuple[np.ndarray, np.ndarray]:
         """Shares (N,) of all units that may go or be born, of those that are asked for, and the reasons (N,)."""
-        share = np.nan_to_num(units.share)
-        spare = units.of_all(np.maximum(units.active - units.minimum, 0).sum(1))
-        room = units.of_all((units.units - units.active).sum(1))
-        down = np.maximum(np.minimum(np.nan_to_num(spare), share - self.config.least), 0.0)
-        up = np.maximum(np.minimum(np.nan_to_num(room), self.config.most_active - share), 0.0)
-        # What comes short of a limit by less than rounding is none.
+        share, total = np.nan_to_num(units.share), np.maximum(units.units.sum(1), 1)
+        spare = np.maximum(units.active - units.minimum, 0).sum(1)
+        room = (units.units - units.active).sum(1)
+        # Whole units, so that rounding does not pass a limit.
+        down = np.clip(np.floor((share - self.config.least) * total + 1e-6), 0, spare) / total
+        up = np.clip(np.floor((self.config.most_active - share) * total + 1e-6), 0, room) / total
         narrow, wide = asked < -down - 1e-9, asked > up + 1e-9
         reasons = np.where(narrow, Reason.NARROWEST, 0) | np.where(wide, Reason.WIDEST, 0)
-        return np.clip(asked, -down, up), reasons
+        within = np.clip(asked, -down, up)
+        # Groups round each by itself: half a unit of the smallest one less, and all of them together stay below.
+        smallest = np.where(units.units > 0, units.units, np.inf).min(1)
+        over = (within > 0) & (units.grown(within) > np.round(up * total))
+        return np.where(over, np.maximum(within - 0.5 / smallest, 0.0), within), reasons

@@ -69,6 +69,7 @@ CASES: list[tuple[float, tuple[int, int], dict[str, object], float, int]] = [
     (2.0, (5, 15), {}, 0.1, Reason.RATE),
     (np.nan, (5, 15), {}, 0.0, Reason.NOT_FINITE),
     (-1.0, (1, 4), {}, -0.025, Reason.NARROWEST),
+    (-1.0, (1, 4), {"least": 0.11}, 0.0, Reason.NARROWEST),  # 0.6 of a unit may go
     (-1.0, (1, 3), {}, 0.0, Reason.NARROWEST),
     (1.0, (10, 28), {}, 0.05, Reason.WIDEST),
     (1.0, (10, 30), {}, 0.0, Reason.WIDEST),
@@ -134,6 +135,24 @@ def test_counts_equal_slow_ones(share: float, active: tuple[int, int], minimum: 
     born = sum(min(int(np.round(share * u)), u - a) for u, a in zip(SIZES, active, strict=True))
     assert units.grown(np.array([share]))[0] == born
     assert units.share[0] == pytest.approx(sum(active) / 40) and units.known[0]
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    action=st.floats(-1, 1),
+    active=st.tuples(st.integers(1, 10), st.integers(1, 30)),
+    limits=st.tuples(st.floats(0, 1), st.floats(0, 1)).map(sorted),
+    aimed=st.booleans(),
+)
+def test_limits_hold_to_the_unit(action: float, active: tuple[int, int], limits: list[float], aimed: bool) -> None:
+    units, (least, most_active) = counts(active), limits
+    share, _ = permitted(
+        abs(action) if aimed else action, units, aimed=aimed, least=least, most_active=most_active, most=1.0
+    )
+    if share > 0:
+        assert (sum(active) + units.grown(np.array([share]))[0]) / 40 <= most_active + 1e-6
+    elif share < 0:
+        assert (sum(active) - units.pruned(np.array([-share]), "global")[0]) / 40 >= least - 1e-6
 
 
 def test_runs_without_units_are_left_alone() -> None:
