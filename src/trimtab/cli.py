@@ -273,6 +273,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         return _tell(str(error), 2)
     except OSError as error:  # a disk that is full, a folder that may not be written
+        try:
+            sys.stdout.flush()
+        except OSError:  # what is still in the buffer would fail once more at exit
+            sys.stdout = _nowhere()
         where = f"{error.filename!r}: " if error.filename is not None else ""
         return _tell(f"{where}{error.strerror or error}", 2)
     except (MemoryError, RuntimeError) as error:
