@@ -49,7 +49,7 @@ def test_whole_episodes_stay_in_their_spaces(name: str, pushed: bool) -> None:
     assert observation in env.observation_space
     terminated, total = False, 0.0
     while not terminated:
-        action = np.ones(4, dtype=np.float32) if pushed else env.action_space.sample()
+        action = np.ones(env.action_space.shape, dtype=np.float32) if pushed else env.action_space.sample()
         observation, reward, terminated, truncated, info = env.step(action)
         assert observation in env.observation_space
         assert not truncated and np.isfinite(reward)
