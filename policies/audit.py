@@ -134,21 +134,18 @@ class Audit:
         except (OSError, ValueError) as error:  # such as a character that the file system does not know
             raise self._unwritable(error) from error
         else:
-            self._made = True
-            self._begin(first)
+            try:  # Ctrl-C may come before the first call
+                self._made = True
+                self.append([first])
+            except BaseException as error:
+                self.path.unlink(missing_ok=True)
+                if not isinstance(error, OSError):
+                    raise
+                raise self._unwritable(error) from error
 
     def _unwritable(self, error: Exception) -> UserError:
         why = getattr(error, "strerror", None) or error
         return UserError(f"audit file {str(self.path)!r} cannot be written: {why}")
-
-    def _begin(self, header: Mapping[str, Any]) -> None:
-        try:
-            self.append([header])
-        except BaseException as error:
-            self.path.unlink(missing_ok=True)
-            if not isinstance(error, OSError):
-                raise
-            raise self._unwritable(error) from error
 
     def _go_on(self, header: Mapping[str, Any]) -> None:
         refused = f"audit file {str(self.path)!r} exists and is not overwritten; give another path"
