@@ -151,11 +151,20 @@ def measuring_window(signals: Sequence[Signal], decide_every: int) -> int:
     return decide_every * math.ceil(DECIDE_EVERY / decide_every)
 
 
-def check_count(name: str, value: int | None, most: int, meaning: str) -> int | None:
-    """A whole number from 1 to ``most``, or None."""
-    if value is None:
+def check_budget(total_steps: int | None) -> int | None:
+    """Optimizer steps of the whole run, or None where nobody knows."""
+    if total_steps is None:
         return None
-    return check_whole(name, value, 1, remedy=f"{meaning}, or None", most=most)
+    return check_whole(
+        "total_steps", total_steps, 1, remedy="optimizer steps of the whole run, or None", most=MOST_STEPS
+    )
+
+
+def check_period(given: int | None, policy: Policy, total_steps: int | None) -> int:
+    """Optimizer steps between decisions: those that a user wants, or the policy's own."""
+    if given is None:
+        return decision_period(policy, total_steps)
+    return check_whole("decide_every", given, 1, remedy="optimizer steps between decisions, or None", most=MOST_EVERY)
 
 
 def check_mode(mode: str) -> Mode:
@@ -188,7 +197,7 @@ def _needs_budget(policy: Policy) -> bool:
     return blind and "targets" in policy.levers.values()
 
 
-def check_guard(given: object, mode: Mode) -> GuardConfig:
+def check_guard(given: object, mode: str) -> GuardConfig:
     """The guard's settings; an adviser never rolls back."""
     if given is not None and given is not False and not isinstance(given, GuardConfig):
         raise UserError(f"guard is {given!r}; it must be None (the default guard), a GuardConfig, or False (off)")

@@ -234,12 +234,8 @@ class Controller:
         return self._settings.common(self._optimizer)
 
     def begin(self) -> None:
-        """Takes the first decision; ``attach`` calls it. Where that is interrupted, it was never attached."""
-        try:
-            self._decide(measure=False)
-        except BaseException:
-            self.withdraw()
-            raise
+        """Takes the first decision; ``attach`` calls it, and withdraws the controller where that is interrupted."""
+        self._decide(measure=False)
 
     def _decide(self, *, measure: bool) -> Decision:
         """Takes a decision, all of it: Ctrl-C comes afterwards, or breaks the policy off and every lever holds."""
