@@ -35,6 +35,9 @@ class Companion(Protocol):
     def advanced(self, steps: int) -> None:
         """All runs have made steps."""
 
+    def settle(self, mask: np.ndarray) -> None:
+        """See ``Moments.settle``."""
+
     def snapshot(self, mask: np.ndarray) -> None:
         """See ``Moments.snapshot``."""
 
@@ -152,6 +155,13 @@ class Moments:
     companion: Companion | None = None
     _learner: Learner
     _ring: LearnerRing
+
+    def settle(self, mask: np.ndarray) -> None:
+        """Makes the present of the runs in ``mask`` (bool, (N,)) the only moment that they can be put back to."""
+        if mask.any():
+            self._ring.forget(self._learner, torch.as_tensor(mask, device=self._learner.updates.device))
+            if self.companion is not None:
+                self.companion.settle(mask)
 
     def snapshot(self, mask: np.ndarray) -> None:
         """Notes the present of the runs in ``mask`` (bool, (N,)) as stable (see ``SnapshotRing``)."""

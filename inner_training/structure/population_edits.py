@@ -68,8 +68,7 @@ class PopulationEdits:
             gone[one.name] = active & (active.cumsum(1) > stay) & chosen[:, None]
         structure.remove(gone)
         # A rollback to the beginning must not bring the wide network back.
-        self.population._ring.forget(self.population._learner, chosen)
-        structure._ring.forget(structure._units, chosen)
+        self.population.settle(runs)
 
     # --- edits ------------------------------------------------------------------------------------------------------
 

@@ -103,6 +103,10 @@ class StackedMoments:
         """All runs have made steps."""
         self._units = self._units._replace(updates=self._units.updates + steps)
 
+    def settle(self, mask: np.ndarray) -> None:
+        """See ``Moments.settle``."""
+        self._ring.forget(self._units, torch.as_tensor(mask, device=self.population.device))
+
     def snapshot(self, mask: np.ndarray) -> None:
         """See ``Moments.snapshot``."""
         self._ring.take(self._units, mask)
