@@ -37,11 +37,11 @@ class Standing:
     def words(self) -> str:
         """For people; empty before the first evaluation.
 
-        >>> Standing(last=Score(steps=9, final_loss=-0.25, diverged=0.0)).words()
+        >>> Standing(last=Score(steps=9, final_loss=-0.25, mean_return=1.0, diverged=0.0, height=-0.25)).words()
         'evaluation -0.250'
         """
         named = (("evaluation", self.last), ("best", self.best))
-        return "  ".join(f"{name} {score.final_loss:.3f}" for name, score in named if score is not None)
+        return "  ".join(f"{name} {score.height:.3f}" for name, score in named if score is not None)
 
 
 class EventFile(TensorBoardOutputFormat):
@@ -164,12 +164,13 @@ class Evaluations(BaseCallback):
         score = self.judge(self.model)
         standing = self.standing
         standing.evaluated, standing.last = score.steps, score
-        if standing.best is None or score.final_loss < standing.best.final_loss:
+        if standing.best is None or score.height < standing.best.height:
             standing.best = score
             kept = capture(self.model, self.normalizer, evaluated=score.steps, best=score)
             save_checkpoint(kept, self.folder.best)
         self.logger.record("evaluation/final_loss", score.final_loss)
         self.logger.record("evaluation/best_final_loss", standing.best.final_loss)
+        self.logger.record("evaluation/mean_return", score.mean_return)
         self.logger.record("evaluation/diverged", score.diverged)
         self.logger.record("speed/evaluation_seconds", time.perf_counter() - begun)
         self.logger.dump(self.model.num_timesteps)

@@ -24,7 +24,7 @@ from trimtab.agents.files import write_atomically
 from trimtab.agents.normalize import Normalizer
 from trimtab.errors import MismatchError, UserError
 
-FORMAT = "trimtab-checkpoint-1"
+FORMAT = "trimtab-checkpoint-2"
 LATEST, BEST = "latest.safetensors", "best.safetensors"
 
 
@@ -35,12 +35,16 @@ class Score:
     Attributes:
         steps: environment steps of training done before it.
         final_loss: mean over instances of the natural log of the bounded validation loss at the end of a run.
+        mean_return: mean undiscounted return of the instances.
         diverged: share of runs that diverged, in [0, 1].
+        height: what the best checkpoint has the lowest of (see ``Selection``).
     """
 
     steps: int
     final_loss: float
+    mean_return: float
     diverged: float
+    height: float
 
 
 @dataclass(frozen=True, kw_only=True)

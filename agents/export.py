@@ -223,7 +223,11 @@ def policy_of_training(folder: TrainingFolder) -> LearnedPolicy:
         config.scenario,
         activation="relu" if config.preset.activation == "relu" else "tanh",
         provenance=config.provenance(score),
-        results={"selection_final_loss": score.final_loss, "selection_diverged": score.diverged},
+        results={
+            "selection_final_loss": score.final_loss,
+            "selection_mean_return": score.mean_return,
+            "selection_diverged": score.diverged,
+        },
     )
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 
 from trimtab.agents.checkpoints import Score
@@ -14,11 +16,29 @@ from trimtab.policies.policy import Policy
 FIRST_SEED = SEEDS  # training draws its episodes from seeds below
 
 
+@dataclass(frozen=True)
+class Played:
+    """The selection instances under one policy; every array is (2, N).
+
+    Attributes:
+        final_loss: natural log of the bounded validation loss at the end.
+        returns: undiscounted returns.
+        diverged: bool, the run has diverged for good.
+    """
+
+    final_loss: np.ndarray
+    returns: np.ndarray
+    diverged: np.ndarray
+
+
 class Selection:
     """The selection instances: of the training kind, from seeds that training never draws.
 
     They are not the held-out instances of benchmarks, which no choice may look at. Each environment plays two
     instances one after the other, a long one and a short one, so that all end at about the same time.
+
+    The best checkpoint is the one with the lowest mean final loss, as far as the reward pays for it. Where only the way counts
+    (the terms ``progress`` and ``terminal`` have no weight), it is the one with the highest mean return.
 
     Args:
         scenario: what is trained on.
@@ -51,22 +71,32 @@ class Selection:
 
     def score(self, policy: Policy, steps: int) -> Score:
         """Means over the instances, of a policy that has had so many environment steps of training."""
-        final, diverged = self.play(policy)
-        return Score(steps=steps, final_loss=float(final.mean()), diverged=float(diverged.mean()))
+        played = self.play(policy)
+        final, returned = float(played.final_loss.mean()), float(played.returns.mean())
+        weights = self.episodes.scenario.reward
+        ends_count = weights["progress"] > 0 or weights["terminal"] > 0
+        return Score(
+            steps=steps,
+            final_loss=final,
+            mean_return=returned,
+            diverged=float(played.diverged.mean()),
+            height=final if ends_count else -returned,
+        )
 
-    def play(self, policy: Policy) -> tuple[np.ndarray, np.ndarray]:
+    def play(self, policy: Policy) -> Played:
         """Plays every instance to its end, with the guard and the missing signals of training.
 
         Args:
             policy: what to judge; it reads what the scenario has, in the scenario's order.
 
         Returns:
-            The final ln validation loss (2, N) of each instance, and whether it has diverged.
+            What became of each instance.
         """
         episodes = self.episodes
         slots = np.arange(episodes.num_envs)
         turn = np.zeros(episodes.num_envs, dtype=np.int64)
-        final, diverged = np.zeros(self._seeds.shape), np.zeros(self._seeds.shape, dtype=bool)
+        final, returns = np.zeros(self._seeds.shape), np.zeros(self._seeds.shape)
+        diverged = np.zeros(self._seeds.shape, dtype=bool)
         episodes.reset(np.ones(episodes.num_envs, dtype=bool), self._seeds[0])
         state, fresh = policy.init(episodes.num_envs), policy.init(episodes.num_envs)
         while not episodes.ended.all():
@@ -74,10 +104,11 @@ class Selection:
             actions, state = policy.act(episodes.observations, state)
             result = episodes.step(actions, policy.levers)
             final[turn[running], slots[running]] = result.log_val_loss[running]
+            returns[turn[running], slots[running]] += result.rewards[running]
             diverged[turn[running], slots[running]] = result.diverged[running]
             if (again := episodes.ended & (turn == 0)).any():
                 turn[again] = 1
                 for name, value in state.items():
                     value[again] = fresh[name][again]
                 episodes.reset(again, self._seeds[1])
-        return final, diverged
+        return Played(final, returns, diverged)

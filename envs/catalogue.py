@@ -94,6 +94,20 @@ _MIXES = (
         "sprites-conv",
         **_GROWING,
     ),
+    _scenario(
+        "growing-mix",
+        "mlp-mix from a fifth of its units, with a lever that prunes and grows beside the usual ones; the average height of the loss "
+        "counts, and work costs",
+        "digits-mlp",
+        "digits-mlp-deep",
+        "teacher-mlp",
+        **{
+            **_GROWING,
+            "levers": [*DEFAULT_LEVERS, "width"],
+            "signals": tuple(name for name in default_signals((*DEFAULT_LEVERS, "width")) if name != "time"),
+            "reward": {"progress": 0.0, "trajectory": 1.0, "cost": 0.2},
+        },
+    ),
 )
 
 SCENARIOS: dict[str, Scenario] = {

@@ -26,7 +26,8 @@ def main() -> None:
     selection = Selection(load_scenario(settings.scenario), settings.instances // 2)
     reference: np.ndarray | None = None
     for name in settings.policies:
-        final, diverged = selection.play(load_policy(name))
+        played = selection.play(load_policy(name))
+        final, diverged = played.final_loss, played.diverged
         reference = final if reference is None else reference
         difference = (final - reference).ravel()
         error = difference.std(ddof=1) / np.sqrt(difference.size)

@@ -22,7 +22,7 @@ from trimtab.agents.normalize import Normalizer
 from trimtab.envs.sb3_vec_env import make_vec
 from trimtab.errors import MismatchError, UserError
 
-SCORE = Score(steps=48, final_loss=-0.1 - 1e-17, diverged=0.125)
+SCORE = Score(steps=48, final_loss=-0.1 - 1e-17, mean_return=1.5, diverged=0.125, height=-0.1)
 
 
 def learner(seed: int = 0, width: int = 6) -> tuple[PPO, Normalizer]:
@@ -141,7 +141,7 @@ def test_other_contents_are_refused(checkpoint: Checkpoint, tmp_path: Path) -> N
     state = json.loads(header["state"])
     for changed in (
         {},
-        {**header, "format": "trimtab-checkpoint-2"},
+        {**header, "format": "trimtab-checkpoint-3"},
         {**header, "state": json.dumps({**state, "steps": 99})},
         {name: value for name, value in header.items() if name != "sha256"},
     ):

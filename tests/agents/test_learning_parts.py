@@ -143,3 +143,15 @@ def test_rollouts_fit(timesteps: int, num_envs: int) -> None:
     assert n_steps * num_envs % batch == 0 and 1 < batch <= settings.batch_size
     every = settings.evaluation_interval(timesteps, 500)
     assert min(3, timesteps) <= -(-timesteps // every) <= settings.evaluations
+
+
+def test_what_the_reward_pays_chooses_the_checkpoint() -> None:
+    """The final loss where it is paid for, and the return where only the way there counts."""
+    policy = Clock()
+    paid = Selection(TWO, 4, mode="eager").score(policy, 0)
+    assert paid.height == paid.final_loss
+    way = TWO.replace(reward={"progress": 0.0, "trajectory": 1.0})
+    unpaid = Selection(way, 4, mode="eager").score(policy, 0)
+    assert unpaid.final_loss == paid.final_loss
+    assert unpaid.height == -unpaid.mean_return
+    assert unpaid.mean_return != paid.mean_return

@@ -327,7 +327,8 @@ def test_best_evaluation_is_kept(tmp_path: Path) -> None:
     best = tmp_path / "out" / "checkpoints" / "best.safetensors"
     before = best.read_bytes()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Selection, "score", lambda self, policy, steps: Score(steps=steps, final_loss=9.0, diverged=0.0))
+        worse = Score(steps=0, final_loss=9.0, mean_return=-9.0, diverged=0.0, height=9.0)
+        patch.setattr(Selection, "score", lambda self, policy, steps: replace(worse, steps=steps))
         learn(tmp_path / "out", 5, resume=True)
     assert best.read_bytes() == before
     assert logged(tmp_path / "out")["evaluation/final_loss"][-1] == (5 * ROLLOUT, 9.0)
