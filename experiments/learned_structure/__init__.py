@@ -1,0 +1,1 @@
+"""Does a learned policy with structural levers beat fixed rules of structure, at equal compute? (see ``__main__``)."""

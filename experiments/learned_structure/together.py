@@ -1,0 +1,48 @@
+"""Two policies of different levers as one: a rule of structure beside whoever moves the hyperparameters."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from trimtab.errors import MismatchError
+from trimtab.policies.policy import Kind, Policy
+
+
+class Together:
+    """Asks several policies, each for its own levers; none knows of the others.
+
+    Args:
+        name: of all of them.
+        policies: no two with the same lever.
+
+    Raises:
+        MismatchError: two of them move the same lever.
+    """
+
+    decide_every: int | None = None
+
+    def __init__(self, name: str, policies: Sequence[Policy]) -> None:
+        self.name, self._policies = name, tuple(policies)
+        levers: dict[str, Kind] = {}
+        for policy in self._policies:
+            if shared := sorted(set(levers) & set(policy.levers)):
+                raise MismatchError(f"{name}: more than one of the policies moves {', '.join(shared)}")
+            levers |= policy.levers
+        self.levers: Mapping[str, Kind] = levers
+        self.signals = tuple(dict.fromkeys(signal for policy in self._policies for signal in policy.signals))
+        self._columns = [[self.signals.index(signal) for signal in policy.signals] for policy in self._policies]
+
+    def init(self, num_runs: int) -> dict[str, Any]:
+        """States of all, by their place."""
+        return {str(place): policy.init(num_runs) for place, policy in enumerate(self._policies)}
+
+    def act(self, observations: np.ndarray, state: dict[str, Any]) -> tuple[np.ndarray, dict[str, Any]]:
+        """See ``Policy.act``."""
+        actions, after = [], {}
+        for place, (policy, columns) in enumerate(zip(self._policies, self._columns, strict=True)):
+            action, after[str(place)] = policy.act(observations[:, columns], state[str(place)])
+            actions.append(np.asarray(action, dtype=np.float64))
+        return np.concatenate(actions, 1), after
