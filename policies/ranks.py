@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
-from typing import TypeVar
+from typing import Any, TypedDict, TypeVar
 from weakref import WeakKeyDictionary, WeakSet
 
 import numpy as np
@@ -19,6 +19,20 @@ Made = TypeVar("Made")
 OWN: WeakKeyDictionary[dist.ProcessGroup, dist.ProcessGroup] = WeakKeyDictionary()  # ours, of the user's groups
 LOST: WeakSet[dist.ProcessGroup] = WeakSet()  # groups whose ranks have lost each other
 MOST_SAID = 16  # things that must be equal on all ranks
+
+
+class Together(TypedDict, total=False):
+    """Arguments of ``attach`` for several processes."""
+
+    process_group: dist.ProcessGroup | None
+
+
+def group_of(given: Mapping[str, Any]) -> dist.ProcessGroup | None:
+    """The group among these arguments; ``TypeError``, as Python's own, where there is another one."""
+    for name in given:
+        if name not in Together.__annotations__:
+            raise TypeError(f"attach() got an unexpected keyword argument {name!r}")
+    return given.get("process_group")
 
 
 class PartedError(TrimtabError):
