@@ -97,7 +97,7 @@ class LiveUnits:
         edits, done, failed = self.edits, dict[str, Edited](), list[str]()
         if edits is None:
             return Units()
-        edits.unsettled.settle()
+        edits.settle()
         wanted = {name: float(shares[0]) for name, shares in move.edits.items() if shares[0] != 0}
         act = edits.edit if self._acts else edits.planned
         for name, share in wanted.items():
@@ -132,7 +132,7 @@ class LiveUnits:
     def take_back(self) -> None:
         """Undoes the edits of the last decision, if nothing has happened since: as where a run begins with a saved state."""
         if self.edits is not None:
-            self.edits.unsettled.take_back()
+            self.edits.take_back()
 
     # --- saving -----------------------------------------------------------------------------------------------------
 
@@ -142,17 +142,21 @@ class LiveUnits:
             return {}
         return {"structure": {"intervals": self.edits.intervals, "active": self._digests(self.edits)}}
 
+    def check_kind(self, state: Any) -> None:
+        """Raises ``MismatchError`` where only one of controller and state has a structure."""
+        saved = isinstance(state, Mapping) and "structure" in state
+        if saved and self.edits is None:
+            raise MismatchError(
+                "the state was saved with a structure, but this controller has none; give attach(..., structure=...)"
+            )
+        if not saved and self.edits is not None and isinstance(state, Mapping):
+            raise MismatchError("the state was saved without a structure; leave structure=... out of attach to load it")
+
     def check(self, state: Mapping[str, Any]) -> None:
         """Raises ``MismatchError`` unless the units are those that a state was saved with."""
-        saved = state.get("structure")
         if self.edits is None:
-            if saved is not None:
-                raise MismatchError(
-                    "the state was saved with a structure, but this controller has none; give attach(..., structure=...)"
-                )
             return
-        if saved is None:
-            raise MismatchError("the state was saved without a structure; leave structure=... out of attach to load it")
+        saved = state["structure"]
         Entries({"intervals": Whole(MOST_STEPS), "active": Named(Text())}, alone=True).check(saved, "structure")
         own = self._digests(self.edits)
         if own.keys() != saved["active"].keys():

@@ -40,6 +40,7 @@ def take_over(state: Mapping[str, Any], decider: Decider, journal: Journal) -> i
             which are taken back.
     """
     settings, steering, run = decider.settings, decider.steering, decider.run
+    decider.units.check_kind(state)
     saving.check_state(state, saving.expected(settings, steering, run))
     decider.units.take_back()
     decider.units.check(state)

@@ -95,13 +95,12 @@ class LiveEdits:
     Attributes:
         structure, config: those.
         intervals: intervals that have ended.
-        unsettled: the edits of the last decision that made some.
     """
 
     def __init__(self, structure: Structure, config: EditConfig, batches: Source | None, loss_fn: Loss | None) -> None:
         self.structure, self.config, self.intervals = structure, config, 0
         self._batches, self._loss = batches, loss_fn
-        self.unsettled = Unsettled(structure.editor)
+        self._unsettled, self._draws = Unsettled(structure.editor), structure._draws.get_state()
         self._scored: Scored | None = None
         self._edited: dict[str, Tensor] = {}  # by tensor name, entries of units that were edited
 
@@ -156,6 +155,7 @@ class LiveEdits:
             UserError: no unit can be made, or batches, loss or optimizer do not fit. Nothing is changed then.
         """
         config, structure = self.config, self.structure
+        self._draws = structure._draws.get_state()
         if name == "width" and share > 0:
             made = structure.grow(
                 share,
@@ -191,11 +191,20 @@ class LiveEdits:
 
     def _note(self, made: Edit) -> None:
         gates = self.structure.editor.gates
-        self.unsettled.add(made)
+        self._unsettled.add(made)
         for name, numbers in made.units.items():
             for tensor, mask in gates.entries(gates.groups[name], numbers).items():
                 known = self._edited.get(tensor)
                 self._edited[tensor] = mask if known is None or known.shape != mask.shape else known | mask
+
+    def settle(self) -> None:
+        """What was edited up to now is not taken back any more."""
+        self._unsettled.settle()
+
+    def take_back(self) -> None:
+        """Undoes what was edited since ``settle``, if nothing has happened to the model in between."""
+        if self._unsettled.take_back():
+            self.structure._draws.set_state(self._draws)
 
     def check(self, levers: Iterable[str]) -> None:
         """Scores units once by each criterion that levers need.

@@ -34,8 +34,9 @@ class Unsettled:
             self._editor.settle(edit)
         self._made.clear()
 
-    def take_back(self) -> None:
-        """Undoes them, if no step was made and no weights were loaded since; they are settled otherwise."""
+    def take_back(self) -> bool:
+        """Undoes them, if no step was made and no weights were loaded since, and says so; they are settled otherwise."""
+        undone = 0
         # Only the last one: those before it may have touched what it has touched since.
         if self._made and self._step == self._editor.gates.steps and self._unchanged(self._made[-1][1]):
             for edit, _ in reversed(self._made):
@@ -43,7 +44,9 @@ class Unsettled:
                     edit.undo()
                 except UserError:  # the structure has been loaded since, or somebody else has edited it
                     break
+                undone += 1
         self.settle()
+        return undone > 0
 
     def _unchanged(self, found: Values) -> bool:
         now = self._values([(name, where) for name, where, _ in found])
