@@ -132,8 +132,8 @@ def _check_same(structure: Structure, optimizer: torch.optim.Optimizer, model: n
             "the structure was made for another optimizer, so this one's state would not follow its edits; give "
             "trimtab.gates(model, optimizer, example_input) the optimizer that is attached to"
         )
-    if model is not None and unwrapped(model) is not gates.model:
+    if model is not None and all(part is not gates.model for part in unwrapped(model).modules()):
         raise MismatchError(
-            f"the structure is of another model ({type(gates.model).__name__}) than the one that was given "
+            f"the structure is of a {type(gates.model).__name__} that is no part of the model that was given "
             f"({type(unwrapped(model)).__name__}); give trimtab.gates and attach the same model"
         )

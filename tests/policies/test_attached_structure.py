@@ -34,6 +34,7 @@ from trimtab.inner_training.telemetry import Measured
 from trimtab.policies.attach import attach
 from trimtab.policies.audit import read_audit, verify_audit
 from trimtab.policies.editing import Editing
+from trimtab.policies.hosts.hosted import Hosted, HostOptions
 
 WIDTH = {"width": "targets"}
 UNIT_SIGNALS = tuple(name for name, signal in SIGNALS.items() if signal.group == "structure")
@@ -446,9 +447,9 @@ def test_other_things_that_are_refused() -> None:
     other.optimizer.param_groups[0]["params"] += list(loop.model.parameters())
     with pytest.raises(UserError, match="do not belong to the model"):
         other.attach("prune-cubic", Editing(again, [1], mean_loss), model=loop.model)
-    with pytest.raises(MismatchError, match=r"of another model \(Sequential\) than the one that was given \(Module"):
-        wide = torch.nn.ModuleList([other.model, loop.model])
-        other.attach("prune-cubic", Editing(again, [1], mean_loss), model=wide)
+    everything = torch.nn.ParameterList([*other.model.parameters(), *loop.model.parameters()])
+    with pytest.raises(MismatchError, match=r"of a Sequential that is no part of the model .* \(ParameterList\)"):
+        other.attach("prune-cubic", Editing(again, [1], mean_loss), model=everything)
     for given, words in (
         ((loop.model,), "structure is a Sequential; it must be what trimtab.gates"),
         ((loop.structure, [1]), "batches and loss_fn are needed together"),
@@ -489,3 +490,21 @@ def test_reading_batches_leaves_random_states_alone() -> None:
     torch.manual_seed(3)
     steered.attach("dormant-reset", Editing(steered.structure, loader, mean_loss), mode="advise").run(20)
     assert torch.equal(torch.rand(3), wanted)
+
+
+def test_hosts_pass_it_on_and_call_a_function_for_it() -> None:
+    for given in (lambda host: host.editing(), None):
+        loop = Digits()
+        hosted = Hosted(HostOptions(policy="prune-steps", structure=given or loop.editing(), decide_every=5))
+        loop.controller = hosted.begin(loop.optimizer, loop.model, host=loop, total_steps=50)
+        loop.run(30)
+        assert sum(loop.active.values()) < 28
+    assert hosted.options.structure is not None
+
+
+def test_a_structure_of_a_part_of_the_model_and_without_a_model() -> None:
+    loop = Digits()
+    loop.attach(wanting(0.5), model=torch.nn.ModuleDict({"net": loop.model}))
+    assert sum(loop.active.values()) == 14
+    other = Digits().attach(wanting(0.5), model=None)
+    assert other.controller is not None and other.controller._settings.model is other.model
