@@ -19,6 +19,7 @@ pytest.importorskip("torch_pruning")
 from tests.inner_training.problems import SmallDigits, plain_optimizer
 from tests.policies.edited import Digits, mean_loss, network, same
 from tests.policies.live import Scripted
+from tests.policies.made_up import learned
 
 from trimtab.agents.audit_report import run_report
 from trimtab.envs.structures import COUNTS, Structures
@@ -508,3 +509,46 @@ def test_a_structure_of_a_part_of_the_model_and_without_a_model() -> None:
     assert sum(loop.active.values()) == 14
     other = Digits().attach(wanting(0.5), model=None)
     assert other.controller is not None and other.controller._settings.model is other.model
+
+
+def test_a_learned_policy_moves_width_beside_other_levers() -> None:
+    loop = Digits()
+    loop.structure.prune(0.3, "magnitude")
+    policy = learned(signals=(*UNIT_SIGNALS[:7],), levers={"lr": "moves", "width": "moves"})
+    loop.attach(policy, loop.editing(most=0.2, dead_band=0.0)).run(60)
+    assert loop.controller is not None and set(loop.controller.multipliers) == {"lr"}
+    assert 0 < loop.controller._steering.guard.edits.done[0] <= 12  # type: ignore[union-attr]
+    assert "prune" in loop.controller.summary() or "grow" in loop.controller.summary()
+    idle_is_zero(loop)
+
+
+def test_a_compiled_module_is_edited_without_compiling_anew() -> None:
+    loop, graphs = Digits(), []
+
+    def backend(module: Any, example: Any) -> Any:
+        graphs.append(module)
+        return module.forward
+
+    inner = loop.model
+    loop.model = torch.compile(inner, backend=backend)  # type: ignore[assignment]
+    loop.structure = trimtab_gates(loop.model, loop.optimizer)
+    loop.run(2)
+    before = len(graphs)
+    loop.attach(wanting(1.0, 0.5, 0.7), loop.editing(rest=1)).run(30)
+    assert sum(loop.active.values()) in (19, 20) and len(graphs) == before
+    idle_is_zero(loop)
+
+
+def test_an_audit_that_is_resumed_with_other_settings_says_so(tmp_path: Path) -> None:
+    path = tmp_path / "run.jsonl"
+    loop = Digits()
+    loop.attach("constant", audit=path).run(5)
+    assert loop.controller is not None
+    loop.controller.detach()
+    for rest, differs in ((5, set()), (9, {"structure"})):
+        loop.attach("constant", loop.editing(rest=rest), audit=path).run(5)
+        resumed = [line for line in read_audit(path) if line["kind"] == "resumed"][-1]
+        assert set(resumed["differs"]) == differs
+        assert loop.controller is not None
+        loop.controller.detach()
+    assert verify_audit(path).holds
