@@ -552,3 +552,30 @@ def test_an_audit_that_is_resumed_with_other_settings_says_so(tmp_path: Path) ->
         assert loop.controller is not None
         loop.controller.detach()
     assert verify_audit(path).holds
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_limits_hold_whatever_is_asked_and_whatever_befalls_the_run(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    moves = rng.uniform(-1.5, 1.5, (60, 2))
+    policy = Scripted(moves.tolist(), levers={"width": "moves", "reset": "moves"}, decide_every=3)
+    loop = Digits()
+    config: dict[str, Any] = {"rest": 2, "budget": 9, "least": 0.3, "most_active": 0.8, "most": 0.25, "dead_band": 0.2}
+    loop.structure.prune(0.5, "random", "layer")
+    loop.attach(policy, loop.editing(**config), guard=GuardConfig(aftermath=1), decide_every=3)
+    edits, last = 1, 0 if loop.active != {"0": 8, "2": 6} else -99
+    for number in range(1, 60):
+        before = loop.active
+        for _ in range(3):
+            loop.step(spoil=math.nan if rng.random() < 0.01 else None)
+        idle_is_zero(loop)
+        share = sum(loop.active.values()) / 28
+        assert 0.3 - 1e-9 <= share <= 0.8 + 1e-9 and min(loop.active.values()) >= 1
+        decision = loop.decisions[-1]
+        if any(word in decision.reason for word in ("prune ", "grow ", "reset ")):
+            assert number - last >= config["rest"]
+            edits, last = edits + 1, number
+        elif not decision.rolled_back:
+            assert loop.active == before
+    assert edits <= 10 and loop.controller is not None
+    assert loop.controller._steering.guard.edits.done[0] <= 9  # type: ignore[union-attr]
