@@ -23,7 +23,7 @@ class Decision:
     """What one call of ``Controller.step`` did.
 
     Attributes:
-        acted: whether a lever moved or a snapshot was restored.
+        acted: whether a lever moved, units were edited, or a snapshot was restored.
         applied: multiplier in force for each lever, the guard's caution included; 1 is null.
         reason: why, in words.
         rolled_back: whether the run was put back to its last stable snapshot.

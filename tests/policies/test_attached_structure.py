@@ -290,6 +290,7 @@ def test_the_audit_tells_each_edit_with_units_reasons_and_outcome(tmp_path: Path
     run_report(path, [], page)
     told = page.read_text(encoding="utf-8")
     assert "width 100 % to 50 % of the units" in told and "width down, large, by policy" in told
+    assert pruned["reason"].split("; ")[1] in told and pruned["reason"].split("; ")[1].startswith("prune ")
 
 
 def test_advice_says_what_it_would_edit_and_edits_nothing(tmp_path: Path) -> None:
