@@ -48,7 +48,7 @@ def pruned(final: float, runs: int, *, told: bool) -> dict[str, Any]:
             "signals": list(policy.signals),
         }
     )
-    episodes = Episodes(scenario, runs)
+    episodes = Episodes(scenario, runs, mode="eager")
     limits = episodes.steering.guard.edits
     assert limits is not None
     if not told:
