@@ -284,12 +284,18 @@ def _row(line: Mapping[str, Any], outcome: Mapping[str, Any] | None) -> tuple[st
         return "quiet", [str(line["step"]), "", f"{kind}, {line['time']}", "", "", ""]
     if kind != "decision":
         return None
-    changed = [f"{name} x{number(old):.4g} to x{number(new):.4g}" for name, (old, new) in line["changed"].items()]
+    changed = [_changed(name, number(old), number(new)) for name, (old, new) in line["changed"].items()]
     seen = [f"{name} {number(line['signals'].get(name)):+.2f}" for name in line["loudest"]]
     loss = number(line["ln_loss"])
     shown = f"{loss:.4f}" if math.isfinite(loss) else ""
     cells = [str(line["step"]), shown, ", ".join([*changed, *line["fired"]]), line["reason"], ", ".join(seen)]
     return ("bad" if line["rolled_back"] else ""), [*cells, _then(outcome)]
+
+
+def _changed(lever: str, old: float, new: float) -> str:
+    if lever == "width":
+        return f"width {100 * old:.4g} % to {100 * new:.4g} % of the units"
+    return f"{lever} x{old:.4g} to x{new:.4g}"
 
 
 def _then(outcome: Mapping[str, Any] | None) -> str:

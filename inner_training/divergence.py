@@ -155,11 +155,12 @@ class Divergence:
         ):
             getattr(self, name)[mask] = 0
 
-    def judge(self, reading: Reading) -> Health:
+    def judge(self, reading: Reading, settling: np.ndarray | None = None) -> Health:
         """Judges the interval just finished: divergence is a non-finite statistic or an explosion of the loss.
 
         A loss that stands as high again after a rollback, before the restored weights have made a step, is that of other
-        data: the run then goes on from there, and what the rollback cost it is given back.
+        data: the run then goes on from there, and what the rollback cost it is given back. A rise in runs that are
+        ``settling`` (bool, (N,)) after an edit of their structure is no setback.
         """
         assert reading.measured is not None
         measured, live, config = reading.measured, ~reading.fresh & ~self.lost, self.config
@@ -180,6 +181,7 @@ class Divergence:
         spare &= ~(reading.total_steps - reading.step < 2 * len(measured.losses))
         put_back = diverged & possible
         sound = self.setbacks.confirms(measured.losses)
+        self.setbacks.expect(measured.losses, reading.val_loss, settling)
         setback = self.setbacks.judge(
             measured.losses, reading.val_loss, live, Ill(diverged, put_back, put_back & finite), spare
         )

@@ -15,21 +15,24 @@ class EditLimits:
         config: the settings.
         rest: (N,) int64, decisions until a run may be edited again.
         done: (N,) int64, edits so far; those that a rollback took back count too.
+        settling: (N,) int64, decisions for which a rise of the loss is taken for what the last edit does: those of the rest,
+            one at least.
     """
 
-    ARRAYS = ("rest", "done")
+    ARRAYS = ("rest", "done", "settling")
 
     def __init__(self, config: EditConfig, num_runs: int) -> None:
         self.config = config
-        self.rest, self.done = np.zeros(num_runs, dtype=np.int64), np.zeros(num_runs, dtype=np.int64)
+        self.rest, self.done, self.settling = (np.zeros(num_runs, dtype=np.int64) for _ in range(3))
 
     def reset(self, mask: np.ndarray) -> None:
         """Forgets the runs in ``mask`` (bool, (N,))."""
-        self.rest[mask] = self.done[mask] = 0
+        self.rest[mask] = self.done[mask] = self.settling[mask] = 0
 
-    def pass_on(self) -> None:
-        """Another decision begins."""
+    def pass_on(self, rolled_back: np.ndarray) -> None:
+        """Another decision begins; in the runs ``rolled_back`` (bool, (N,)) nothing settles any more."""
         self.rest = np.maximum(self.rest - 1, 0)
+        self.settling = np.where(rolled_back, 0, np.maximum(self.settling - 1, 0))
 
     @property
     def left(self) -> np.ndarray:
@@ -85,6 +88,7 @@ class EditLimits:
         reasons |= np.where(wanted, refused, 0)
         permitted = wanted & (refused == 0)
         self.rest[permitted] = self.config.rest
+        self.settling[permitted] = max(self.config.rest, 1)
         self.done[permitted] += 1
         return np.where(permitted, share, 0.0), reasons
 

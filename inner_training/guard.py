@@ -91,13 +91,13 @@ class Guard:
         nothing = np.zeros(reading.num_runs, dtype=bool)
         if reading.measured is None:
             return Health(~self.lost, nothing, nothing, nothing, nothing, nothing, nothing, self.lost.copy())
-        health = self.divergence.judge(reading)
+        health = self.divergence.judge(reading, self._settling)
         self.trying, self.befell = health.trying, health.reasons
         self.moderation.pass_on(health.rollback & ~self.trying)
         for rest in self._since.values():
             np.maximum(rest - 1, 0, out=rest)
         if self.edits is not None:
-            self.edits.pass_on()
+            self.edits.pass_on(health.rollback)
         self.trials.note(self.divergence.mean, health.stable, health.rollback)
         self._hold(reading, health.stable)
         return health
@@ -166,7 +166,7 @@ class Guard:
         failed = self.trials.verdict()
         after = np.where(failed[:, None], self.within(self.trials.kept), after)
         reasons |= np.where(failed[:, None] & (after != multipliers), Reason.UNDONE, 0)
-        self.trials.begin(multipliers, (moving & (after != multipliers)).any(1) & ~failed)
+        self.trials.begin(multipliers, (moving & (after != multipliers)).any(1) & ~failed & ~self._settling)
         return after, reasons
 
     def fall_back(
@@ -227,7 +227,15 @@ class Guard:
             return np.zeros(len(action)), np.where(asked, Reason.UNAVAILABLE, 0)
         refused = np.where(self.lost, Reason.LOST, 0) | np.where(self.trying, Reason.TRYING, 0)
         refused |= np.where(self.moderation.shaken > 0, Reason.EDIT_AFTERMATH, 0)
-        return self.edits.permit(name, action, aimed, units, refused)
+        share, reasons = self.edits.permit(name, action, aimed, units, refused)
+        self.trials.left[share != 0] = 0  # the loss will tell of the edit, not of the moves
+        return share, reasons
+
+    @property
+    def _settling(self) -> np.ndarray:
+        """(N,) bool, runs whose loss may rise because they were edited."""
+        edits = self.edits
+        return np.zeros(len(self.befell), dtype=bool) if edits is None else edits.settling > 0
 
     @property
     def _parts(self) -> dict[str, Divergence | Setbacks | Usual | Moderation | Trials | Abstentions | EditLimits]:

@@ -64,9 +64,14 @@ def _fill(state: dict[str, Any], name: str, value: int) -> None:
 
 
 class LiveAnchor:
-    """The anchor of one live run; nothing is held before the first one is dropped."""
+    """The anchor of one live run; nothing is held before the first one is dropped.
+
+    Attributes:
+        spared: gives what must not be pulled on, bool of a parameter's shape or None for nothing; None spares nothing.
+    """
 
     def __init__(self) -> None:
+        self.spared: Callable[[Tensor], Tensor | None] | None = None
         self._age, self._pairs = math.inf, list[tuple[Tensor, Tensor]]()
 
     @torch.no_grad()
@@ -85,7 +90,8 @@ class LiveAnchor:
             return
         share = float(pull_of(np.array([self._age]))[0])
         for live, held in self._pairs:
-            live.lerp_(held, share)
+            spared = None if self.spared is None else self.spared(live)
+            live.lerp_(held if spared is None else torch.where(spared, live, held), share)
         self._age += 1
 
 

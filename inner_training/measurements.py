@@ -66,9 +66,8 @@ MEASUREMENTS: dict[str, Measurement] = {
     ),
     UNITS: Measurement(
         "the diagnostics of the units ([structure](structure.md#diagnostics)) with a scoring, and the age of newborns, in a "
-        "scenario with structural levers",
+        "scenario with structural levers, and under a controller with a structure and batches",
         "activations and their gradients of 32 examples",
-        live=False,
     ),
 }
 

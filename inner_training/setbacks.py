@@ -186,6 +186,12 @@ class Setbacks:
         usual: np.ndarray = known & (height < self.train.wide(self._rise) / 2) & (len(losses) >= SHORTEST)
         return usual
 
+    def expect(self, losses: np.ndarray, val_loss: np.ndarray, runs: np.ndarray | None) -> None:
+        """Makes a rise usual in those of the ``runs`` (bool, (N,)) that have no setback; losses as in ``judge``."""
+        calm = np.zeros(len(val_loss), dtype=bool) if runs is None else runs & (self.phase == CALM)
+        for one, value in ((self.train, _ln_mean(losses[len(losses) // 2 :])), (self.val, _ln_mean(val_loss[None]))):
+            one.accept(value, calm & (value > one.level))
+
     def judge(
         self,
         losses: np.ndarray,

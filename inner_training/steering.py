@@ -29,6 +29,7 @@ class Move:
         reasons: ``Reason`` codes, 0 where the proposal was applied as it was.
         fired: by event, the runs (N,) bool in which it happens now.
         refused: (N,) ``Reason`` codes of events that were asked for and do not happen.
+        asked: by structural lever, the policy's action (N,).
         edits: by structural lever, the share (N,) of units to edit now (see ``EditLimits.permit``).
         edit_reasons: by structural lever, (N,) ``Reason`` codes.
     """
@@ -39,6 +40,7 @@ class Move:
     reasons: np.ndarray
     fired: Mapping[str, np.ndarray] = field(default_factory=dict)
     refused: np.ndarray = field(default_factory=lambda: np.zeros(1, dtype=np.int64))
+    asked: Mapping[str, np.ndarray] = field(default_factory=dict)
     edits: Mapping[str, np.ndarray] = field(default_factory=dict)
     edit_reasons: Mapping[str, np.ndarray] = field(default_factory=dict)
 
@@ -154,7 +156,8 @@ class Steering:
         after, returning = self.guard.fall_back(silent, asked & ~silent, after, self.available)
         self._move_to(after)
         edits, why = self._edits(actions, kinds, listened)
-        return Move(proposed, before, after.copy(), reasons | returning, fired, refused, edits, why)
+        asked_edits = {name: actions[:, source] for source, name in enumerate(kinds) if name in EDITS}
+        return Move(proposed, before, after.copy(), reasons | returning, fired, refused, asked_edits, edits, why)
 
     def _edits(
         self, actions: np.ndarray, kinds: Mapping[str, Kind], listened: np.ndarray

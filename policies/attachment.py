@@ -11,8 +11,8 @@ from typing import Any, Literal, get_args
 import torch
 from torch import nn
 
-from trimtab.errors import MismatchError, UserError, check_whole, unknown
-from trimtab.inner_training.edits import EDITS
+from trimtab.errors import UserError, check_whole, unknown
+from trimtab.inner_training.edits import nudged
 from trimtab.inner_training.energy import step_energy
 from trimtab.inner_training.guard import GuardConfig
 from trimtab.inner_training.levers import LEVERS, Lever, resolve_levers
@@ -21,6 +21,7 @@ from trimtab.inner_training.measurements import check_live
 from trimtab.inner_training.signals import Signal, lever_signals
 from trimtab.inner_training.steering import Steering
 from trimtab.policies.audit import AuditFile
+from trimtab.policies.editing import Editing
 from trimtab.policies.identity import identity_of
 from trimtab.policies.network import LearnedPolicy, ranges_of
 from trimtab.policies.policy import MOST_EVERY, Policy
@@ -51,6 +52,7 @@ class Attachment:
     guard: GuardConfig
     stateful: tuple[Any, ...]
     audit: AuditFile | None
+    editing: Editing | None = None
 
     def identity(self, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
         """What a saved state must have in common with the controller that loads it."""
@@ -105,18 +107,12 @@ def decision_period(policy: Policy, total_steps: int | None) -> int:
 
 
 def moved_by(policy: Policy) -> tuple[str, ...]:
-    """Names of the levers that a policy moves, without the events that it fires."""
-    return tuple(name for name, kind in policy.levers.items() if kind != "events")
+    """Names of the levers with a multiplier that a policy moves: no events, and no edits."""
+    return nudged(name for name, kind in policy.levers.items() if kind != "events")
 
 
 def levers_of(policy: Policy) -> tuple[Lever, ...]:
     """Levers that a policy governs, in its order, then those that it only looks at (``<lever>_position``, ...)."""
-    for name in moved_by(policy):
-        if name in EDITS:
-            raise MismatchError(
-                f"policy {policy.name!r} moves {name!r}, which edits the structure of a network; live runs have no such lever, "
-                "so attach a policy without it"
-            )
     read = set(policy.signals)
     seen = [name for name, lever in LEVERS.items() if any(signal.name in read for signal in lever_signals(lever))]
     return resolve_levers(tuple(dict.fromkeys([*moved_by(policy), *seen])))
@@ -124,7 +120,8 @@ def levers_of(policy: Policy) -> tuple[Lever, ...]:
 
 def steering_of(settings: Attachment, signals: Sequence[Signal], optimizer: torch.optim.Optimizer) -> Steering:
     """The steering of one live run, with the meter of its device where a signal reads it."""
-    steering = Steering(levers_of(settings.policy), signals, settings.guard, 1)
+    edits = None if settings.editing is None else settings.editing.config
+    steering = Steering(levers_of(settings.policy), signals, settings.guard, 1, edits)
     steering.energy = step_energy(
         signals, next(one for group in optimizer.param_groups for one in group["params"]).device
     )
@@ -206,14 +203,20 @@ def check_guard(given: object, mode: str) -> GuardConfig:
     return replace(config, rollback=False) if mode == "advise" else config
 
 
-def check_stateful(given: Sequence[Any], known: Sequence[object]) -> tuple[Any, ...]:
-    """Objects that can be saved and loaded, without those that are kept anyway."""
+def model_of(given: nn.Module | None, editing: Editing | None) -> nn.Module | None:
+    """The model whose buffers are rolled back: of a structure also where the user gave none."""
+    return editing.structure.editor.gates.model if given is None and editing is not None else given
+
+
+def check_stateful(given: Sequence[Any], known: Sequence[object], editing: Editing | None = None) -> tuple[Any, ...]:
+    """Objects that can be saved and loaded, without those that are kept anyway; a structure is rolled back last."""
     if not isinstance(given, list | tuple):
         raise UserError(f"stateful is a {type(given).__name__}; it must be a tuple of objects, such as (scheduler,)")
     for other in given:
         if not callable(getattr(other, "state_dict", None)) or not callable(getattr(other, "load_state_dict", None)):
             raise UserError(f"stateful holds a {type(other).__name__}, which has no state_dict and load_state_dict")
-    return tuple(other for other in given if all(other is not one for one in known))
+    last = () if editing is None else (editing.structure,)
+    return (*(other for other in given if all(other is not one for one in (*known, *last))), *last)
 
 
 def check_audit(path: str | os.PathLike[str] | AuditFile | None) -> AuditFile | None:

@@ -67,6 +67,7 @@ LINES: Mapping[str, Mapping[str, Field]] = {
         "decide_every": Field("whole", "optimizer steps between decisions"),
         "mode": Field("text", "`act` or `advise`, to begin with"),
         "guard": Field("object", "every setting of the guard"),
+        "structure": Field("object", "with a structure only: its units by group, and every setting of its edits"),
         "project": Field("text?", "as the user called it"),
         "data": Field("text?", "as the user called it"),
         "examples": Field("whole?", "training examples, as the user said"),
@@ -78,8 +79,11 @@ LINES: Mapping[str, Mapping[str, Field]] = {
         "signals": Field("numbers", "what the policy saw; empty where it was not asked"),
         "loudest": Field("names", "up to three signals farthest from 0, of those that can be a reason"),
         "proposed": Field("numbers", "the policy's action for each lever; empty where it gave none"),
-        "changed": Field("pairs", "multiplier before and after, of each lever that changed"),
-        "fired": Field("names", "event levers that fired"),
+        "changed": Field(
+            "pairs",
+            "multiplier before and after, of each lever that changed; of `width` the share of the units that is active",
+        ),
+        "fired": Field("names", "event levers that fired; `reset`, where units were reset"),
         "applied": Field("numbers", "multiplier in force for each lever"),
         "advised": Field("numbers", "mode `advise` only: the multipliers that would be in force"),
         "reason": Field("text", "why, in words"),
@@ -90,6 +94,12 @@ LINES: Mapping[str, Mapping[str, Field]] = {
             "the last stable snapshot was restored; false where the run took up again what it had given up for one",
         ),
         "undone": Field("names", "levers whose last change the guard took back"),
+        "edited": Field(
+            "object",
+            "with a structure only: structural edits by lever, each with its kind (`prune`, `grow`, `reset`) and its units by "
+            "group; in mode `advise` those that would be made",
+        ),
+        "active": Field("numbers", "with a structure only: active units by group, after the decision"),
     },
     "outcome": {
         "step": _STEP,
@@ -123,7 +133,14 @@ LINES: Mapping[str, Mapping[str, Field]] = {
     "detached": {"step": _STEP, "time": _TIME},
 }
 
-OPTIONAL = {("decision", "advised"), ("resumed", "torn"), ("resumed", "differs")}
+OPTIONAL = {
+    ("decision", "advised"),
+    ("decision", "edited"),
+    ("decision", "active"),
+    ("header", "structure"),
+    ("resumed", "torn"),
+    ("resumed", "differs"),
+}
 
 
 def fits(line: Mapping[str, Any]) -> bool:

@@ -46,5 +46,6 @@ def header(optimizer: torch.optim.Optimizer, settings: Attachment) -> dict[str, 
         "decide_every": settings.decide_every,
         "mode": settings.mode,
         "guard": settings.guard.plain(),
+        **({} if settings.editing is None else {"structure": settings.editing.plain()}),
         **({} if settings.audit is None else settings.audit.labels),
     }

@@ -197,7 +197,7 @@ class Controller:
 
     def summary(self) -> str:
         """What changed, why, and what the loss did afterwards; several lines."""
-        now = self.multipliers
+        now = {**self.multipliers, **self._decider.units.shares}
         return self._trail.journal.text(self._policy.name, self._run.steps, self._settings.mode, now)
 
     def detach(self) -> None:
@@ -220,6 +220,8 @@ class Controller:
         self._detached = True
         optimizers.ATTACHED.discard(self._optimizer)
         self._run.detach()
+        if (decider := getattr(self, "_decider", None)) is not None:
+            decider.units.take_back()
         if self._audit is not None:
             self._audit.withdraw()
 
@@ -279,7 +281,8 @@ class Controller:
         self._between = Decision(False, applied, "between decisions", False)
         self._decider.safely("the audit", lambda: self._trail.note(event))
         reason = event.reason(self._settings.mode)
-        return Decision(applied != before or event.rolled_back, applied, reason, event.rolled_back)
+        acted = applied != before or event.rolled_back or outcome.units.done
+        return Decision(acted, applied, reason, event.rolled_back)
 
     # --- saving -------------------------------------------------------------------------------------------------
 

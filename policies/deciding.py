@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,7 @@ from trimtab.inner_training.steering import Move, Steering
 from trimtab.policies.attachment import Attachment
 from trimtab.policies.interrupts import Interrupts
 from trimtab.policies.listening import Listener, PolicyFault
+from trimtab.policies.live_units import FAILED, LiveUnits, Units
 from trimtab.policies.outcomes import Losses, ln_losses
 from trimtab.policies.ranks import initialized
 from trimtab.policies.trail import Event
@@ -65,6 +66,7 @@ class Outcome:
         rolled_back: the guard had the run put back.
         befell: ``Reason`` codes of that.
         fired: events that have happened.
+        units: what was done to units.
     """
 
     observation: np.ndarray | None
@@ -73,6 +75,7 @@ class Outcome:
     rolled_back: bool
     befell: int = 0
     fired: tuple[str, ...] = ()
+    units: Units = field(default_factory=Units)
 
     def event(
         self,
@@ -92,24 +95,29 @@ class Outcome:
             before, after, applied: as in ``Event``.
             why: what the policy says of its last decision.
         """
-        move = self.move
+        move, units = self.move, self.units
         codes = int(np.bitwise_or.reduce(move.reasons[0])) | int(move.refused[0])
+        for reasons in move.edit_reasons.values():
+            codes |= int(reasons[0])
         codes |= self.befell if self.rolled_back else 0
         answered = not codes & HELD
         undone = named(levers, (move.reasons[0] & Reason.UNDONE) > 0)
         return Event(
             step=step,
             observation=None if self.observation is None else self.observation[0],
-            proposed=named(levers, move.proposed[0]) if answered else {},
-            before=before,
-            after=after,
+            proposed=named(levers, move.proposed[0]) | {name: float(asked[0]) for name, asked in move.asked.items()}
+            if answered
+            else {},
+            before={**before, **units.before},
+            after={**after, **units.after},
             applied=applied,
             moved=bool(((move.after != move.before) & ((move.reasons & Reason.RETURNING) == 0)).any()),
-            guarded=in_words(codes),
+            guarded="; ".join(filter(None, (in_words(codes), FAILED if units.failed else ""))),
             rolled_back=(self.rolled_back and not self.befell & Reason.RESUMED) or "rollback" in self.fired,
             losses=self.losses,
             why=why() if answered and self.observation is not None else "",
-            fired=self.fired,
+            fired=(*self.fired, *(name for name in units.edited if units.done and name not in units.after)),
+            units=units,
             undone=tuple(name for name, taken_back in undone.items() if taken_back),
         )
 
@@ -121,6 +129,7 @@ class Decider:
         val_loss: the validation loss that came since the last decision; NaN for none.
         left: decisions are over.
         anchored: an anchor was dropped.
+        units: of the model.
         interrupts: Ctrl-C waits while they hold it: let through while the run is read and the policy is asked.
         interruption: what broke off a decision, in which every lever held then; raised when that is done with.
     """
@@ -129,6 +138,8 @@ class Decider:
         self.settings, self.steering, self.run = parts.settings, parts.steering, parts.run
         self.snapshots, self.listener = parts.snapshots, parts.listener
         self.events = LiveEvents(optimizer, parts.snapshots, parts.settings.mode == "act", self.safely)
+        self.units = LiveUnits(parts.settings, parts.steering, parts.steering.signals, self.safely)
+        self.events.anchor.spared = None if self.units.edits is None else self.units.edits.spared
         self.val_loss: Tensor | float = math.nan
         self.left = self.anchored = False
         self.interrupts = Interrupts()
@@ -181,6 +192,7 @@ class Decider:
             move = self.steering.abstain(self.failed(error))
         self.pass_on(measure)
         fired = self.happen(event for event, runs in move.fired.items() if runs[0])
+        units = self.units.carry_out(move)
         return Outcome(
             observation=observation,
             move=move,
@@ -188,6 +200,7 @@ class Decider:
             rolled_back=rolled_back,
             befell=int(self.steering.guard.befell[0]),
             fired=fired,
+            units=units,
         )
 
     def reading(self, measure: bool) -> Reading:
@@ -198,6 +211,7 @@ class Decider:
             found = self.run.reading(self.steering.levers, budget, val_loss, measure=measure)
         if measure:
             self.val_loss = math.nan
+        self.units.describe(found, measure)
         return found
 
     def goes_back(self, health: Health) -> bool:
@@ -212,6 +226,8 @@ class Decider:
         if snapshots is not None:
             what, measured = "going back" if goes_back else "taking a snapshot", reading.measured is not None
             self.safely(what, lambda: follow(snapshots, health, self.run.steps, measured))
+        if goes_back:
+            self.units.count(reading)
         return goes_back
 
     def answer(self, reading: Reading) -> tuple[np.ndarray | None, Move]:

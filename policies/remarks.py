@@ -9,10 +9,11 @@ import torch
 from torch import nn
 
 from trimtab.inner_training.activations import SEEN
-from trimtab.inner_training.measurements import MEASUREMENTS
+from trimtab.inner_training.measurements import MEASUREMENTS, UNITS
 from trimtab.inner_training.own_step import own_step
 from trimtab.inner_training.signals import Signal
 from trimtab.policies.attachment import Attachment
+from trimtab.policies.editing import REMEDY, Editing
 from trimtab.policies.network import LearnedPolicy
 from trimtab.policies.summary import Journal
 
@@ -23,7 +24,7 @@ BUDGET = ("progress", "progress_available")  # signals that tell how much of a r
 def remarks(settings: Attachment, signals: Sequence[Signal], optimizer: torch.optim.Optimizer) -> dict[str, str]:
     """What can be said before a run begins, by what it is about."""
     found = {
-        "unknown signals": unknown_here(signals, settings.model),
+        "unknown signals": unknown_here(signals, settings.model, settings.editing),
         "budget": no_budget(settings),
         "no decision": no_decision(settings),
     }
@@ -32,13 +33,17 @@ def remarks(settings: Attachment, signals: Sequence[Signal], optimizer: torch.op
     return {what: said for what, said in found.items() if said}
 
 
-def unknown_here(signals: Sequence[Signal], model: nn.Module | None) -> str:
+def unknown_here(signals: Sequence[Signal], model: nn.Module | None, editing: Editing | None = None) -> str:
     """What to say of signals whose measurements this run cannot take; empty where there are none."""
-    blind = [signal.name for signal in signals if any(not MEASUREMENTS[name].live for name in signal.needs)]
+    measured = editing is not None and editing.batches is not None
+    units = [] if measured else [signal.name for signal in signals if UNITS in signal.needs]
+    dead = {name for name, one in MEASUREMENTS.items() if not one.live}
+    blind = [signal.name for signal in signals if dead.intersection(signal.needs)]
     watched = [signal.name for signal in signals if SEEN.intersection(signal.needs)] if model is None else []
     only = f"only a population can measure {', '.join(blind)}" if blind else ""
     ask = f"give attach(..., model=...) for {', '.join(watched)}" if watched else ""
-    said = "; ".join(part for part in (only, ask) if part)
+    data = f"{REMEDY} for {', '.join(units)}" if units else ""
+    said = "; ".join(part for part in (only, ask, data) if part)
     cost = "what they would tell is not acted on: such blocks of a rule rest, and a learned policy may do worse than it was judged to"
     return f"the policy reads signals that stay 0 here: {said}; {cost}" if said else ""
 

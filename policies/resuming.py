@@ -28,6 +28,7 @@ def state_of(decider: Decider, journal: Journal, decided_at: int) -> dict[str, A
         "policy_state": to_plain(decider.listener.state),
         "run": run.state_dict(),
         "journal": journal.state_dict(),
+        **decider.units.state_dict(),
     }
 
 
@@ -35,11 +36,16 @@ def take_over(state: Mapping[str, Any], decider: Decider, journal: Journal) -> i
     """Makes a state the controller's own, and gives the step of its last decision.
 
     Raises:
-        MismatchError: the state does not fit, or is damaged; nothing has been changed then.
+        MismatchError: the state does not fit, or is damaged; nothing has been changed then, but for edits of a first decision,
+            which are taken back.
     """
     settings, steering, run = decider.settings, decider.steering, decider.run
+    decider.units.check_kind(state)
     saving.check_state(state, saving.expected(settings, steering, run))
+    decider.units.take_back()
+    decider.units.check(state)
     steering.load_state_dict(state["steering"])
+    decider.units.load_state_dict(state)
     decider.listener.state = from_plain(state["policy_state"])
     run.load_state_dict(state["run"])
     journal.load_state_dict(state["journal"])

@@ -40,7 +40,8 @@ class Expected:
 
 def expected(settings: Attachment, steering: Steering, run: LiveRun) -> Expected:
     """What the controller of these settings takes over."""
-    fresh = Steering(steering.levers, steering.signals, replace(settings.guard, bounds=()), 1)
+    edits = None if settings.editing is None else settings.editing.config
+    fresh = Steering(steering.levers, steering.signals, replace(settings.guard, bounds=()), 1, edits)
     events = [name for name, kind in settings.policy.levers.items() if kind == "events"]
     return Expected(
         identity=settings.identity(run.optimizer),

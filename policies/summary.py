@@ -26,9 +26,8 @@ class Change:
 
     def line(self) -> str:
         """One line for a person."""
-        levers = ", ".join(
-            [*(f"{name} x{old:.3g} -> x{new:.3g}" for name, (old, new) in self.moved.items()), *self.fired]
-        )
+        moved = (f"{name} {position(name, old)} -> {position(name, new)}" for name, (old, new) in self.moved.items())
+        levers = ", ".join([*moved, *self.fired])
         told = f"; the loss then went {_percent(self.outcome)}" if math.isfinite(self.outcome) else ""
         told += "; it was undone" if self.undone else ""
         return f"  step {self.step}: {levers}; {self.why}{told}"
@@ -46,6 +45,15 @@ class Tally:
         if math.isfinite(change):
             self.known += 1
             self.lower += change < 0
+
+
+def position(lever: str, value: float) -> str:
+    """Where a lever stands: a multiplier, or of ``width`` the share of the units that is active.
+
+    >>> position("lr", 0.5), position("width", 0.5)
+    ('x0.5', '50 %')
+    """
+    return f"{100 * value:.3g} %" if lever == "width" else f"x{value:.3g}"
 
 
 def _percent(log_change: float) -> str:
@@ -111,7 +119,8 @@ class Journal:
         counts = f"{self.decisions} decisions, {self.changes} of which {verb}, rollbacks: {self.rollbacks}"
         lines = [f"policy {policy}, mode {mode}: {steps} steps, {counts}"]
         for name, (low, high) in self.ranges.items():
-            lines.append(f"  {name}: now x{now.get(name, 1.0):.3g}, between x{low:.3g} and x{high:.3g}")
+            here, least, most = (position(name, value) for value in (now.get(name, 1.0), low, high))
+            lines.append(f"  {name}: now {here}, between {least} and {most}{' of the units' * (name == 'width')}")
         if self.guarded:
             lines.append("the guard stepped in:")
             lines += [f"  {count} x {reason}" for reason, count in sorted(self.guarded.items())]

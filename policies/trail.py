@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from trimtab.inner_training.signals import Signal
 from trimtab.policies.audit import Audit, now, rounded, rounded_all
+from trimtab.policies.live_units import Units
 from trimtab.policies.outcomes import Changes, Losses, Settled, Validated
 from trimtab.policies.summary import Journal
 
@@ -22,7 +23,7 @@ class Decision:
     """What one call of ``Controller.step`` did.
 
     Attributes:
-        acted: whether a lever moved or a snapshot was restored.
+        acted: whether a lever moved, units were edited, or a snapshot was restored.
         applied: multiplier in force for each lever, the guard's caution included; 1 is null.
         reason: why, in words.
         rolled_back: whether the run was put back to its last stable snapshot.
@@ -51,6 +52,7 @@ class Event:
         why: which parts of the policy moved what, on what evidence; empty where it does not say.
         fired: event levers that fired.
         undone: levers whose last change the guard took back.
+        units: what was done to units; of ``before`` and ``after`` the lever ``width`` is the active share.
     """
 
     step: int
@@ -66,6 +68,7 @@ class Event:
     why: str = ""
     fired: tuple[str, ...] = ()
     undone: tuple[str, ...] = ()
+    units: Units = field(default_factory=Units)
 
     @property
     def changes(self) -> Changes:
@@ -77,19 +80,22 @@ class Event:
         }
 
     @property
+    def _acted(self) -> bool:
+        return self.moved or bool(self.fired) or bool(self.units.edited)
+
+    @property
     def cause(self) -> str:
         """Who changed something: blocks of the policy by name, or ``policy``; and ``guard``."""
-        acted = self.moved or bool(self.fired)
+        acted = self._acted
         own = (blocks_of(self.why) or ("policy",)) if acted else ()
         return " + ".join((*own, "guard") if self.rolled_back or not acted else own)
 
     def reason(self, mode: str) -> str:
         """Why, in words."""
-        acted = self.moved or bool(self.fired)
-        own = "moved by the policy" if acted else ""
+        own = "moved by the policy" if self._acted else ""
         if self.why:
             own = f"{own or 'the policy holds'} ({self.why})"
-        told = "; ".join(filter(None, [own, self.guarded]))
+        told = "; ".join(filter(None, [own, self.units.words, self.guarded]))
         return ("advice only: " if mode == "advise" else "") + (told or "the policy holds")
 
 
@@ -165,6 +171,7 @@ class Trail:
             "why": event.why,
             "rolled_back": event.rolled_back,
             "undone": list(event.undone),
+            **_edited(event.units),
         }
 
     def write(self, kind: str, *, step: int) -> None:
@@ -175,6 +182,13 @@ class Trail:
 
 def _both(changes: Changes) -> dict[str, list[float | str]]:
     return {name: [rounded(before), rounded(after)] for name, (before, after) in changes.items()}
+
+
+def _edited(units: Units) -> dict[str, Any]:
+    if units.active is None:
+        return {}
+    done = {name: {"kind": one.kind, "units": dict(one.units)} for name, one in units.edited.items()}
+    return {"edited": done, "active": dict(units.active)}
 
 
 def _outcome(step: int, settled: Settled) -> dict[str, Any]:

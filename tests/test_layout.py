@@ -16,6 +16,7 @@ ROOT = Path(__file__).parents[1]
 FOLDERS = ("inner_training", "envs", "policies", "agents")
 HEAVY = ("torch", "gymnasium", "stable_baselines3", "numpy", "pydantic", "rich")
 FILE_LINES, FUNCTION_LINES, PARAMETERS = 320, 60, 10
+FACES = {("attach.py", "attach"): 11}  # a public name may take more keywords rather than hide them in another object
 
 LIBRARY = sorted(
     path for folder in (*FOLDERS, "src/trimtab") for path in (ROOT / folder).glob("**/*.py") if path.is_file()
@@ -87,7 +88,7 @@ def over_budget(path: Path) -> list[str]:
             parameters = len(node.args.posonlyargs) + len(node.args.args) + len(node.args.kwonlyargs)
             if lines > FUNCTION_LINES:
                 rows.append(f"{path.name}:{node.lineno}: {node.name} has {lines} lines")
-            if parameters > PARAMETERS:
+            if parameters > FACES.get((path.name, node.name), PARAMETERS):
                 rows.append(f"{path.name}:{node.lineno}: {node.name} has {parameters} parameters")
     return rows
 

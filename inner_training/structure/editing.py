@@ -246,6 +246,11 @@ class Editor:
         self._history[begin:] = [_Done(edit, tuple(record for one in done for record in one.records), done[0].cohorts)]
         return edit
 
+    def touched(self, edit: Edit) -> list[tuple[str, Tensor]]:
+        """Tensors by name, with the flat positions that an edit may have changed; empty where it cannot be undone."""
+        records = (record for done in self._history if done.edit is edit for record in done.records)
+        return [(name, entries.where) for record in records for name, entries in record.entries.items()]
+
     def settle(self, edit: Edit) -> None:
         """Forgets how to undo the latest edit: from now on it counts as training, over which earlier ones are undone."""
         self._history = [done for done in self._history if done.edit is not edit]

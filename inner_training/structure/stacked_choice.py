@@ -3,15 +3,42 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from trimtab.errors import MismatchError, out_of_range, unknown
-from trimtab.inner_training.structure.flat import FlatGroups
+from trimtab.inner_training.structure.groups import Group
 
 SCOPES = ("global", "layer")
+
+
+class Placed(Protocol):
+    """A group of units in a row of them all."""
+
+    @property
+    def span(self) -> slice:
+        """Its units in the row."""
+        ...
+
+    @property
+    def group(self) -> Group:
+        """What it is."""
+        ...
+
+
+class UnitRow(Protocol):
+    """Groups of units beside each other in one row of T units."""
+
+    def __getitem__(self, name: str) -> Placed:
+        """A group by name."""
+        ...
+
+    def joined(self, values: dict[str, Tensor], fill: float | bool) -> Tensor:
+        """(N, T) from (N, U) by group; groups that are missing get ``fill``."""
+        ...
 
 
 def check_shares(shares: object, num_runs: int) -> np.ndarray:
@@ -54,13 +81,13 @@ def ascending(scores: Tensor, among: Tensor) -> Tensor:
     return order.argsort(-1)
 
 
-def lowest(scores: Mapping[str, Tensor], active: Tensor, groups: FlatGroups, shares: np.ndarray, scope: str) -> Tensor:
+def lowest(scores: Mapping[str, Tensor], active: Tensor, groups: UnitRow, shares: np.ndarray, scope: str) -> Tensor:
     """(N, T) bool: the active units of the lowest scores; the best ones of each group stay, up to its minimum.
 
     Args:
         scores: (N, U) by group; units of other groups stay.
         active: (N, T) bool.
-        groups: of the population.
+        groups: of the runs.
         shares: (N,) of the units that are active in these groups; rounded to the nearest number of units.
         scope: ``global`` compares the scores of all groups, ``layer`` takes the share of each group.
     """

@@ -10,8 +10,8 @@ from torch import Tensor
 from trimtab.inner_training.structure.arithmetic import live_mean, ratio
 from trimtab.inner_training.structure.diagnostics import DORMANT
 from trimtab.inner_training.structure.evidence import Evidence
-from trimtab.inner_training.structure.flat import FlatGroups
 from trimtab.inner_training.structure.selections import dynamic_range, jaccard, kept
+from trimtab.inner_training.structure.stacked_choice import UnitRow
 from trimtab.inner_training.structure.units import Units
 
 NEEDS = frozenset(("mean_abs", "active", "pre_grad"))
@@ -55,7 +55,7 @@ class Scored:
 def diagnosed(
     evidence: Mapping[str, Evidence],
     units: Units,
-    groups: FlatGroups,
+    groups: UnitRow,
     newborn: Mapping[str, Tensor],
     scored: Scored,
 ) -> dict[str, Tensor]:
@@ -63,8 +63,8 @@ def diagnosed(
 
     Args:
         evidence: with ``NEEDS``, by group.
-        units: of the population.
-        groups: of it.
+        units: of the runs.
+        groups: of them.
         newborn: (N, U) bool by group.
         scored: its last scorings.
     """

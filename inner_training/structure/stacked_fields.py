@@ -27,7 +27,7 @@ from trimtab.inner_training.structure.layer_inputs import (
 )
 from trimtab.inner_training.structure.reads import AJAR, by_example, units_of
 from trimtab.inner_training.structure.second_order import PROBES
-from trimtab.inner_training.structure.taps import Seen, Site, Taps, shapes_of, tapped
+from trimtab.inner_training.structure.taps import Seen, Site, Taps, read_name, shapes_of, tapped
 from trimtab.inner_training.structure.watching import examples_apart, watchable
 from trimtab.inner_training.task import TaskFamily
 
@@ -191,7 +191,7 @@ class RunFields:
         for place, site in enumerate(self._sites):
             if site.group is group:
                 share = weight if examples_apart(self._module, site.member) else share
-                for kept, values in ((outputs, reads[place]), (gradients, slopes[str(place)])):
+                for kept, values in ((outputs, reads[place]), (gradients, slopes[read_name(place)])):
                     kept.append(_units(by_example(values, site.axis, len(share)), site.member))
         h, g = (one[0] if len(one) == 1 else torch.cat(one, 2) for one in (outputs, gradients))
         formulas: dict[str, Callable[[], Tensor]] = {
@@ -213,7 +213,7 @@ class RunFields:
     ) -> dict[str, Tensor]:
         inputs, zeros, slopes = passed
         examples, found = len(weight), {}
-        outputs = {name: zeros[name] for name in zeros if not name.isdigit()}
+        outputs = {name: zeros[name] for name in zeros if name in self._layers}  # in the order of their calls
         known = {id(zeros[name]): slopes[name] for name in outputs}
         if "pre_grad" in self._of.needs:
             place = unit_values(self._module, group, Layers(outputs=outputs))

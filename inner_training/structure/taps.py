@@ -41,6 +41,15 @@ class Seen:
     outputs: dict[str, Tensor] = field(default_factory=dict)
 
 
+def read_name(place: int) -> str:
+    """The name of a read's zeros, by its number; no layer is called so, also where layers are called by numbers.
+
+    >>> read_name(0)
+    '.0'
+    """
+    return f".{place}"
+
+
 def owners_in(member: Member, size: int) -> Tensor:
     """(size,) int64 the unit that each position along the member's axis belongs to, as many as there are for none."""
     units = len(member.index)
@@ -54,7 +63,7 @@ class Taps:
 
     Args:
         active: (U,) bool by group.
-        zeros: by number of the read ``"0"``, ``"1"``, ... and by name of the layer; empty for none.
+        zeros: by ``read_name`` and by name of the layer; empty for none.
         seen: gets what passes.
     """
 
@@ -66,7 +75,7 @@ class Taps:
         owner = owners_in(member, values.shape[axis]).to(values.device)
         gate = torch.cat([crack, torch.ones_like(crack[:1])])[owner]
         after = values * gate.view(-1, *[1] * (-axis - 1))
-        place = str(len(self._seen.reads))
+        place = read_name(len(self._seen.reads))
         self._seen.sites.append(Site(group, member, axis))
         self._seen.reads.append(values)
         return after + self._zeros[place] if place in self._zeros else after
@@ -101,5 +110,5 @@ def shapes_of(
     seen = Seen()
     with torch.no_grad(), tapped(module, groups, layers, Taps(active, {}, seen)):
         module(x)
-    shapes = {str(place): read.shape for place, read in enumerate(seen.reads)}
+    shapes = {read_name(place): read.shape for place, read in enumerate(seen.reads)}
     return {**shapes, **{name: output.shape for name, output in seen.outputs.items()}}, seen.sites

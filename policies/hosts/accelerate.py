@@ -107,7 +107,7 @@ def attach(
         policy: as for ``trimtab.attach``.
         total_steps: optimizer steps (not batches) of the whole training.
         options: ``decide_every``, ``mode``, ``guard``, ``stateful`` (objects, or a function of the accelerator that gives
-            them), ``audit`` and ``process_group`` as for ``trimtab.attach``; a gradient scaler is rolled back too.
+            them), ``structure``, ``audit`` and ``process_group`` as for ``trimtab.attach``; a gradient scaler is rolled back too.
 
     Raises:
         UserError: an argument cannot be used; nothing has been touched then.

@@ -53,7 +53,8 @@ class TrimtabAlgorithm:
         monitor: name of a metric of an evaluator that is a validation loss; None for none.
         options: ``decide_every``, ``mode``, ``guard``, ``audit`` and ``process_group`` as for ``trimtab.attach``;
             ``total_steps``, optimizer steps of the whole training, None to take them from ``max_duration``;
-            ``stateful``, objects to roll back with the model, or a function of Composer's state that gives them;
+            ``stateful``, objects to roll back with the model, and ``structure``, or functions of Composer's state that give
+            them;
             ``stop_when_lost=True`` ends the training when the run has diverged for good, where Composer's state can.
 
     Raises:

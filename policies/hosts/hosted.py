@@ -13,13 +13,16 @@ from torch import Tensor, nn
 
 from trimtab.errors import UserError
 from trimtab.inner_training.guard import GuardConfig
+from trimtab.inner_training.structure.structure import Structure
 from trimtab.policies.attach import attach
 from trimtab.policies.audit import AuditFile
 from trimtab.policies.controller import Controller
+from trimtab.policies.editing import Editing
 from trimtab.policies.policy import Policy
 from trimtab.policies.trail import Decision
 
 Stateful = Sequence[Any] | Callable[[Any], Sequence[Any]]
+Edits = Structure | Editing | Callable[[Any], Structure | Editing] | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +33,7 @@ class HostOptions:
         total_steps: None for the host's own count of optimizer steps, where it knows it.
         stateful: objects to roll back with the model, or a function of the host's trainer or state that gives them,
             for what does not exist before the training begins.
+        structure: what may be edited, or such a function that gives it.
         stop_when_lost: the host ends the training when the run has diverged for good.
     """
 
@@ -41,6 +45,7 @@ class HostOptions:
     stateful: Stateful = ()
     audit: str | os.PathLike[str] | AuditFile | None = None
     process_group: dist.ProcessGroup | None = None
+    structure: Edits = None
     stop_when_lost: bool = False
 
 
@@ -51,6 +56,7 @@ class Common(TypedDict, total=False):
     mode: str
     stateful: Stateful
     process_group: dist.ProcessGroup | None
+    structure: Edits
     stop_when_lost: bool
 
 
@@ -146,6 +152,7 @@ class Hosted:
             guard=options.guard,
             stateful=[*given, *also] if isinstance(given, list | tuple) else given,
             audit=options.audit,
+            structure=options.structure(host) if callable(options.structure) else options.structure,
             process_group=options.process_group,
         )
         saved, self._saved = self._saved, None

@@ -56,7 +56,7 @@ class HuggingFaceHooks:
         guard: as for ``trimtab.attach``; or its settings by name, as a checkpoint holds them.
         audit: as for ``trimtab.attach``; or the fields of an ``AuditFile`` by name.
         total_steps: optimizer steps of the whole training, None for the Trainer's ``max_steps``.
-        options: ``decide_every``, ``mode``, ``stateful`` (objects) and ``process_group`` as for ``trimtab.attach``;
+        options: ``decide_every``, ``mode``, ``stateful``, ``structure`` (objects) and ``process_group`` as for ``trimtab.attach``;
             ``stop_when_lost=True`` ends the training when the run has diverged for good.
 
     Raises:
@@ -74,18 +74,19 @@ class HuggingFaceHooks:
         audit: str | os.PathLike[str] | AuditFile | Mapping[str, Any] | None = None,
         **options: Unpack[Common],
     ) -> None:
-        objects = (options.get("stateful"), options.get("process_group"))
+        objects = (options.get("stateful"), options.get("process_group"), options.get("structure"))
         if isinstance(policy, Mapping) or any(isinstance(one, str) for one in objects):
             raise UserError(
                 "restore_callback_states_from_checkpoint=True makes the Trainer rebuild the callback from JSON, which "
-                "cannot hold a policy object, stateful objects or a process group; leave it False (the controller is "
+                "cannot hold a policy object, stateful objects, a structure or a process group; leave it False (the controller is "
                 "restored anyway), or give the policy by name or path, and none of the others"
             )
-        if callable(options.get("stateful")):
-            raise UserError(
-                "stateful is a function, but a Trainer does not show itself to its callbacks, so there is nothing to call it "
-                "with; give the objects themselves"
-            )
+        for name in ("stateful", "structure"):
+            if callable(options.get(name)):
+                raise UserError(
+                    f"{name} is a function, but a Trainer does not show itself to its callbacks, so there is nothing to call it "
+                    "with; give the objects themselves"
+                )
         self._monitor = monitor
         self._hosted = Hosted(
             HostOptions(
@@ -134,6 +135,7 @@ class HuggingFaceHooks:
             "stateful": "objects" if options.stateful else [],
             "audit": {**asdict(audit), "path": path} if isinstance(audit, AuditFile) else path,
             "process_group": None if options.process_group is None else "object",
+            "structure": None if options.structure is None else "object",
             "stop_when_lost": options.stop_when_lost,
             "monitor": self._monitor,
         }

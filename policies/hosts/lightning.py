@@ -33,7 +33,7 @@ class LightningHooks:
         monitor: name of a validation loss in ``trainer.callback_metrics``; None for none.
         options: ``decide_every``, ``mode``, ``guard``, ``audit`` and ``process_group`` as for ``trimtab.attach``;
             ``total_steps``, optimizer steps of the whole training, None for ``trainer.estimated_stepping_batches``;
-            ``stateful``, objects to roll back with the model, or a function of the trainer that gives them;
+            ``stateful``, objects to roll back with the model, and ``structure``, or functions of the trainer that give them;
             ``stop_when_lost=True`` ends the training when the run has diverged for good.
 
     Raises:

@@ -170,12 +170,12 @@ def test_rest_and_budget() -> None:
     assert limits.left.tolist() == [0.5, 1.0] and limits.resting.tolist() == [1.0, 0.0]
     share, reasons = limits.permit("reset", both, False, units, free)  # the same decision: the rest is for all levers
     assert share.tolist() == [0.0, 0.1] and reasons.tolist() == [Reason.RESTING, 0]
-    limits.pass_on()
+    limits.pass_on(np.zeros(2, dtype=bool))
     assert limits.permit("width", both, False, units, free)[1].tolist() == [Reason.RESTING] * 2
-    limits.pass_on()
+    limits.pass_on(np.zeros(2, dtype=bool))
     assert limits.permit("width", -both, False, units, free)[0].tolist() == [-0.1, -0.1]
     for _ in range(5):
-        limits.pass_on()
+        limits.pass_on(np.zeros(2, dtype=bool))
     share, reasons = limits.permit("width", both, False, units, free)
     assert not share.any() and reasons.tolist() == [Reason.EDITS_SPENT] * 2
     assert "budget of structural edits is spent" in in_words(int(reasons[0]))

@@ -29,7 +29,7 @@ from trimtab.policies import audit as writing
 from trimtab.policies.attach import attach
 from trimtab.policies.audit import AuditFile, read_audit, rounded, verify_audit
 from trimtab.policies.audit_chain import load_trace
-from trimtab.policies.audit_format import LINES, fits
+from trimtab.policies.audit_format import LINES, OPTIONAL, fits
 from trimtab.policies.identity import options_of
 
 
@@ -206,7 +206,7 @@ def test_the_header_tells_all_that_is_needed_to_compare_and_nothing_personal(tmp
     config = GuardConfig(backoff=0.25, bounds={"lr": (0.1, 3)})
     loop.controller = attach(loop.optimizer, policy=bundle, audit=where, guard=config, total_steps=70)
     header = read_audit(path)[0]
-    assert fits(header) and set(header) == {"kind", "sha256", *LINES["header"]}
+    assert fits(header) and set(header) == {"kind", "sha256", *LINES["header"]} - {"structure"}
     manifest = json.loads((bundle / "policy.json").read_text())
     assert header["policy_sha256"] == manifest["sha256"] and header["policy"] == "made-up"
     assert header["optimizer"] == "AdamW" and header["parameter_groups"] == 2 and header["device"] == "cpu"
@@ -350,7 +350,10 @@ def test_the_summary_counts_the_outcomes_of_the_audit(tmp_path: Path, policy: st
     loop.controller = attach(loop.optimizer, model=loop.model, policy=policy, audit=path, total_steps=150)
     loop.run(150)
     lines = read_audit(path)
-    assert all(set(line) - {"kind", "sha256"} == set(LINES[line["kind"]]) - {"advised"} for line in lines[:20])
+    assert all(
+        set(line) - {"kind", "sha256"} == set(LINES[line["kind"]]) - {name for _, name in OPTIONAL}
+        for line in lines[:20]
+    )
     assert all(fits(line) for line in lines)
     journal, held = loop.controller._trail.journal, changes_of(lines[1:]).held
     moved = [float(line["ln_loss_change"]) for line in lines if line["kind"] == "outcome"]

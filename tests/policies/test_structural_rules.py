@@ -166,5 +166,7 @@ def test_a_live_run_refuses_them() -> None:
     from trimtab.policies.attach import attach
 
     model = torch.nn.Linear(2, 1)
-    with pytest.raises(MismatchError, match="'grow-steps' moves 'width', which edits the structure"):
+    with pytest.raises(
+        MismatchError, match="'grow-steps' moves 'width', which edits the structure of a network; give attach"
+    ):
         attach(torch.optim.SGD(model.parameters(), lr=0.1), model=model, policy="grow-steps", total_steps=10)

@@ -9,8 +9,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from tests.inner_training.problems import SmallDigits
 from tests.inner_training.structure.populations import BATCH, NETWORKS, picture, stacked
 from trimtab.errors import UserError
+from trimtab.inner_training.population import Population
 from trimtab.inner_training.structure.collect import Request, gather
 from trimtab.inner_training.structure.criteria import CRITERIA
 from trimtab.inner_training.structure.draft import Draft
@@ -183,3 +185,24 @@ def test_every_growth_method_is_had_or_refused_by_name(method: str) -> None:
 def test_bad_input_is_refused(arguments: dict[str, object], message: str) -> None:
     with pytest.raises(UserError, match=message):
         stacked("mlp").evidence(**arguments)  # type: ignore[arg-type]
+
+
+def test_layers_that_are_called_by_numbers_are_not_taken_for_reads() -> None:
+    class Numbered(SmallDigits):
+        def __init__(self) -> None:
+            super().__init__()
+            layers = (nn.Linear(64, 16), nn.ReLU(), nn.Linear(16, 12), nn.ReLU(), nn.Linear(12, 10))
+            self.module = nn.Sequential(*layers)  # type: ignore[assignment]
+
+    family = Numbered()
+    drawn = family.instance(0)
+    object.__setattr__(drawn, "buffers", {})
+    population = Population(family, 1, rules=("sgd",), mode="eager")
+    population.reset([0], [drawn])
+    structure = Stacked(population)
+    alone = structure.evidence({"agf", "mean_abs"})
+    beside = structure.evidence({"agf", "mean_abs", "pre_grad"})
+    for name, one in alone.items():
+        assert torch.equal(one.read("agf"), beside[name].read("agf"))
+        silent = one.read("mean_abs") == 0
+        assert silent.any() and not beside[name].read("pre_grad")[silent].any()

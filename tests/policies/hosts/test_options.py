@@ -119,8 +119,12 @@ def test_what_a_trainers_callback_cannot_have_is_refused() -> None:
 
     with pytest.raises(UserError, match="stateful is a function, but a Trainer does not show itself"):
         TrimtabCallback("constant", stateful=lambda trainer: [])
+    with pytest.raises(UserError, match="structure is a function, but a Trainer does not show itself"):
+        TrimtabCallback("constant", structure=lambda trainer: None)
     rebuilt = TrimtabCallback("constant", process_group=object()).state()["args"]
-    with pytest.raises(UserError, match="cannot hold a policy object, stateful objects or a process group"):
+    with pytest.raises(
+        UserError, match="cannot hold a policy object, stateful objects, a structure or a process group"
+    ):
         TrimtabCallback(**rebuilt)
 
 
