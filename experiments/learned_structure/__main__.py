@@ -1,11 +1,11 @@
 """Does a learned policy that moves structure and hyperparameters beat fixed rules of structure, at equal compute?
 
-    python -m experiments.learned_structure --learned LABEL=BUNDLE [LABEL=BUNDLE ...] [--beside default] [--runs 64]
+    python -m experiments.learned_structure --learned LABEL=BUNDLE [LABEL=BUNDLE ...] [--beside LABEL=POLICY ...] [--runs 64]
         [--families NAME ...] [--training] [--out FILE.json] [--page FILE.md]
 
 Each rule plays every run at five sizes: a fixed width, growth in steps, growth that waits for newborns (`newborn-aware`), pruning in
 steps and along a cubic, and `rewire`, which removes and grows as RigL does. Rules that grow and learned policies begin with a fifth of
-the units, rules that prune with all of the instance's. By themselves rules leave the hyperparameters alone; `--beside` names a policy that moves
+the units, rules that prune with all of the instance's. By themselves rules leave the hyperparameters alone; `--beside` names policies that move
 them besides. The height of a run is the mean of its ln validation loss over the budget. A rule is compared at the same mean work, between
 its sizes by a straight line. All learning rates are the instances' own, drawn at random. `--training` plays instances of training.
 """
@@ -109,7 +109,7 @@ def main() -> None:
     """Plays everything, prints the tables, and keeps the figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--learned", nargs="+", required=True, metavar="LABEL=BUNDLE")
-    parser.add_argument("--beside", metavar="POLICY")
+    parser.add_argument("--beside", nargs="+", default=[], metavar="LABEL=POLICY")
     parser.add_argument("--families", nargs="+", default=list(FAMILIES), metavar="NAME")
     parser.add_argument("--runs", type=int, default=64)
     parser.add_argument("--seed", type=int, default=0)
@@ -117,11 +117,13 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     parser.add_argument("--page", type=Path)
     options = parser.parse_args()
-    if wrong := [one for one in options.learned if "=" not in one]:
-        raise UserError(f"--learned is {wrong[0]!r}; give LABEL=BUNDLE")
+    if wrong := [one for one in (*options.learned, *options.beside) if "=" not in one]:
+        raise UserError(f"{wrong[0]!r} has no label; give LABEL=POLICY")
     torch.set_num_threads(1)
     bundles = dict(one.split("=", 1) for one in options.learned)
-    arms = [*learned_arms(bundles), *rule_arms(None), *(rule_arms(options.beside) if options.beside else [])]
+    beside = dict(one.split("=", 1) for one in options.beside)
+    arms = [*learned_arms(bundles), *rule_arms(None)]
+    arms += [arm for label, path in beside.items() for arm in rule_arms(path, label)]
     played: dict[str, dict[str, list[Played]]] = {}
     for family in options.families:
         arena = Arena(family, options.runs, options.seed, not options.training)

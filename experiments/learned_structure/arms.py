@@ -43,15 +43,15 @@ def _rule(name: str, level: float) -> tuple[float, dict[str, Any]]:
 RULES = ("fixed", "grow-steps", "newborn-aware", "prune-steps", "prune-cubic", "rewire")
 
 
-def rule_arms(beside: str | None) -> list[Arm]:
-    """Every rule at every size, alone or beside a policy that moves the hyperparameters (``load_policy``)."""
+def rule_arms(beside: str | None, label: str = "") -> list[Arm]:
+    """Every rule at every size, alone or beside a policy that moves the hyperparameters (``load_policy``), called ``label``."""
     arms = []
     for name in RULES:
         for level in LEVELS:
             start, options = _rule(name, level)
             parts = [] if name == "fixed" else [load_policy(name, **options)]
             parts += [load_policy(beside)] if beside else [load_policy("constant")]
-            called = f"{name} + {beside}" if beside else name
+            called = f"{name} + {label or beside}" if beside else name
             arms.append(Arm(called, level, start, Together(called, parts) if len(parts) > 1 else parts[0]))
     return arms
 
