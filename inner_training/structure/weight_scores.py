@@ -55,7 +55,7 @@ def lamp(squares: Tensor) -> Tensor:
 
 
 def lamp_units(evidence: Evidence, source: Source) -> Tensor:
-    """(..., U) ``lamp`` of the squared norms of the rows that are alive; units by analogy with Lee et al., arXiv 2010.07611."""
+    """(..., U) ``lamp`` of the squared norms of the live rows; units after Lee et al., arXiv 2010.07611."""
     lengths = magnitude_units(evidence, source) * evidence.live
     return lamp(ratio(lengths, lengths.amax(-1, keepdim=True)).square())
 
@@ -80,7 +80,7 @@ def wanda_units(evidence: Evidence, source: Source) -> Tensor:
 
 
 def ria_weights(evidence: Evidence, source: Source) -> Tensor:
-    """(..., U, I) |w| over its row's sum plus |w| over its input's, times sqrt of the input's root mean square: Zhang et al., ICLR 2024."""
+    """(..., U, I) |w| over the sums of its row and of its input, times the input's size to a power: Zhang et al., ICLR 2024."""
     del source
     weights = evidence.read("weights_in").abs()
     of_unit = weights.sum(-1, keepdim=True)
