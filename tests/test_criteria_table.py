@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from experiments.criteria import __main__ as script
-from experiments.criteria import costs, dense, looks, measure, page
+from experiments.criteria import costs, dense, looks, measure, page, study
 from experiments.criteria.arms import FRESH, Arm, Plan, Slots, Workshop
 from experiments.criteria.dense import Calibrator, Choice, Dense, Scores
 from experiments.criteria.tasks import TASKS, narrowed
@@ -135,10 +135,13 @@ def test_multiplications_are_counted() -> None:
 
 
 def test_from_end_to_end(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(script, "SMALL", replace(TINY, sparsities=(0.97,), slots=64))
+    monkeypatch.setattr(script, "SMALL", replace(TINY, sparsities=(0.97,), slots=32))
     monkeypatch.setattr(dense, "FEW", 1)
     monkeypatch.setattr(dense, "MANY", 1)
     monkeypatch.setattr(costs, "REPEATS", 1)
+    monkeypatch.setitem(TASKS, "sprites-conv", replace(TASKS["sprites-conv"], judged=32, calibration=4))
+    for module in (dense, study):
+        monkeypatch.setattr(module, "MOMENTS", (0.0, 1.0))
     out, keep, text = tmp_path / "out", tmp_path / "keep", tmp_path / "page.md"
     text.write_text("<!-- table: scratch -->\n<!-- end -->\n")
     line = [
