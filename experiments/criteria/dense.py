@@ -126,7 +126,6 @@ def _noted(calibrator: Calibrator, population: Population, seeds: int) -> dict[s
     found = {
         "range": dynamic_range(agf),
         "layer range": torch.stack([dynamic_range(one) for one, _ in layers]).log().mean(0).exp(),
-        "max over median": torch.stack([one.amax(1) / one.median(1).values.clamp(min=1e-30) for one, _ in layers]).log().mean(0).exp(),
         "magnitude range": dynamic_range(size),
         "correlation": torch.stack([rank_correlation(one, two) for one, two in layers]).mean(0),
         "train loss": population.evaluate("train", 256),

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from experiments.criteria.measure import interval
 
 SHOWN = {"random": "#555555", "magnitude": "#c98a1b", "taylor": "#3f8f4f", "agf": "#2e6db0", "ria": "#8a4fb0"}
 FRESH, LONG = "#b03a2e", "#d98880"
@@ -63,6 +64,8 @@ def _task(axis: Any, found: Mapping[str, Any], one: Mapping[str, Any], field: st
         axis.plot(*zip(*points, strict=True), marker, color=SHOWN["agf"], label=f"{name}, global", markersize=7)
     axis.axhline(one["dense"][field][0], color="#999999", lw=0.8, ls=":", label="dense")
     axis.set_xscale("log")
+    axis.set_xticks(work, [f"{one:.2g}" for one in work])
+    axis.minorticks_off()
     axis.spines[["top", "right"]].set_visible(False)
 
 
@@ -72,9 +75,8 @@ def _ranges(left: Any, right: Any, tasks: Mapping[str, Any]) -> None:
         for axis, name, logged in ((left, "layer range", True), (right, "correlation", False)):
             values = np.array(one["history"][name])
             values = np.log(values) if logged else values
-            middle, error = values.mean(1), 1.96 * values.std(1, ddof=1) / np.sqrt(values.shape[1])
-            ends = [middle - error, middle + error]
-            middle, low, high = (np.exp(each) if logged else each for each in (middle, *ends))
+            spans = np.array([interval(row) for row in values]).T
+            middle, low, high = np.exp(spans) if logged else spans
             axis.plot(steps, middle, color=colour, label=task, lw=1.6)
             axis.fill_between(steps, low, high, color=colour, alpha=0.2, lw=0)
     left.set_yscale("log")

@@ -198,7 +198,7 @@ def ranges(found: Found) -> list[str]:
     rows = []
     for task, one in found["tasks"].items():
         history = one["history"]
-        for name in ("range", "layer range", "max over median", "correlation", "train loss"):
+        for name in ("range", "layer range", "correlation", "train loss"):
             rows.append([f"`{task}`", name, *(f"{_geometric(values, name):.3g}" for values in history[name])])
     shares = next(iter(found["tasks"].values()))["history"]["share"]
     return _table(("task", "of what", *(f"{100 * share:.0f} %" for share in shares)), rows)
