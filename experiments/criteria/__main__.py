@@ -23,7 +23,7 @@ from experiments.criteria.page import filled, tables_of
 from experiments.criteria.study import study
 from experiments.criteria.tasks import TASKS
 
-WHOLE = Plan(seeds=5, steps=600, tuning=0, rate=0.0, sparsities=SPARSITIES, slots=40)
+WHOLE = Plan(seeds=5, steps=0, tuning=0, rate=0.0, sparsities=SPARSITIES, slots=40)
 SMALL = Plan(seeds=2, steps=20, tuning=10, rate=0.0, sparsities=(0.5, 0.97), slots=32)
 
 
@@ -52,7 +52,7 @@ def main() -> None:
     if options.seeds:
         plan = Plan(**{**vars(plan), "seeds": options.seeds})
     result: dict[str, Any] = {
-        "plan": {name: value for name, value in vars(plan).items() if name not in ("rate", "tuning")},
+        "plan": {name: value for name, value in vars(plan).items() if name not in ("rate", "steps", "tuning")},
         "tasks": {},
     }
     for name in options.tasks:

@@ -80,7 +80,7 @@ class Plan:
 
     Attributes:
         seeds: dense runs.
-        steps: of the dense training.
+        steps: of the dense training; 0 for those of the task.
         tuning: steps of the fine-tuning; 0 for those of the task.
         rate: learning rate, which falls like a cosine in each of the trainings.
         sparsities: shares of units.

@@ -44,6 +44,7 @@ def overview(found: Found) -> list[str]:
         rows.append(
             [
                 f"`{name}`",
+                f"{one['steps'][0]} + {one['steps'][1]}",
                 f"{one['rate']:g}",
                 span(one["dense"]["accuracy before"]),
                 span(one["dense"]["accuracy"]),
@@ -54,6 +55,7 @@ def overview(found: Found) -> list[str]:
         )
     head = (
         "task",
+        "steps",
         "rate",
         "dense accuracy",
         "fine-tuned further",

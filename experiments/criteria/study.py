@@ -22,7 +22,7 @@ def study(task: Task, plan: Plan, say: Say, keep: Path | None = None) -> dict[st
 
     Args:
         task: which one.
-        plan: its ``rate`` is replaced by the best of the task's, and ``tuning`` where it is 0.
+        plan: its ``rate`` is replaced by the best of the task's, and ``steps`` and ``tuning`` where they are 0.
         say: told what has been done.
         keep: file of what was played before, and for it.
     """
@@ -34,8 +34,9 @@ def study(task: Task, plan: Plan, say: Say, keep: Path | None = None) -> dict[st
     def tell(line: str) -> None:
         say(f"{task.name}: {line} ({time.perf_counter() - begin:.0f} s)")
 
+    plan = replace(plan, steps=plan.steps or task.steps, tuning=plan.tuning or task.tuning)
     rates = tuned(task, plan.steps)
-    plan = replace(plan, rate=min(rates, key=lambda rate: rates[rate]), tuning=plan.tuning or task.tuning)
+    plan = replace(plan, rate=min(rates, key=lambda rate: rates[rate]))
     tell(f"rate {plan.rate:g} of {rates}")
     calibrator = Calibrator(task, 2 * plan.seeds)
     dense = trained(task, calibrator, plan.seeds, plan.rate, plan.steps)
@@ -46,7 +47,7 @@ def study(task: Task, plan: Plan, say: Say, keep: Path | None = None) -> dict[st
     found: dict[str, Any] = {
         "rates": {f"{rate:g}": round(loss, 4) for rate, loss in rates.items()},
         "rate": plan.rate,
-        "tuning": plan.tuning,
+        "steps": [plan.steps, plan.tuning],
         "history": {"share": list(MOMENTS), **{name: looks.listed(one) for name, one in dense.history.items()}},
         "ranges": looks.ranges(scores, seeds),
         "agf": looks.of_agf(scores, seeds, shares),

@@ -94,6 +94,7 @@ class Task:
         batch: examples per step.
         calibration: examples per batch of the evidence.
         judged: test examples, the first ones.
+        steps: of the dense training.
         tuning: steps of the fine-tuning.
         fewest: examples that an instance has at least; those that draw fewer are passed over.
     """
@@ -107,6 +108,7 @@ class Task:
     batch: int
     calibration: int
     judged: int
+    steps: int
     tuning: int
     fewest: int = 0
 
@@ -183,10 +185,10 @@ TASKS = {
     task.name: task
     for task in (
         Task(name="sprites-conv", make=WideSprites, rule="sgd", rates=(0.01, 0.03, 0.1, 0.3),
-             groups=("layers.0", "layers.1"), widths=(32, 32), batch=16, calibration=32, judged=384, tuning=100),
+             groups=("layers.0", "layers.1"), widths=(32, 32), batch=16, calibration=32, judged=384, steps=600, tuning=100),
         Task(name="sprites-vit", make=AllSpritesViT, rule="adamw", rates=(1e-3, 3e-3, 1e-2, 3e-2),
-             groups=BLOCKS, widths=(64, 64), batch=8, calibration=16, judged=256, tuning=50),
+             groups=BLOCKS, widths=(64, 64), batch=8, calibration=16, judged=256, steps=2000, tuning=50),
         Task(name="language", make=clean_language, rule="adamw", rates=(1e-3, 3e-3, 1e-2, 3e-2),
-             groups=BLOCKS, widths=(64, 64), batch=4, calibration=4, judged=128, tuning=50, fewest=2500),
+             groups=BLOCKS, widths=(64, 64), batch=4, calibration=4, judged=128, steps=600, tuning=50, fewest=2500),
     )
 }  # fmt: skip
