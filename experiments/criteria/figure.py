@@ -47,7 +47,7 @@ def _task(axis: Any, found: Mapping[str, Any], one: Mapping[str, Any], field: st
 
     def line(spans: list[list[float]], place: int, **style: Any) -> None:
         middle, low, high = np.array(spans).T
-        shifted = work * 1.015 ** (place - 3)  # so that intervals can be told apart
+        shifted = work * (work.max() / work.min()) ** (0.006 * (place - 3))  # so that intervals can be told apart
         axis.errorbar(shifted, middle, [middle - low, high - middle], capsize=2, lw=1.4, markersize=4, **style)
 
     for place, (name, colour) in enumerate(SHOWN.items()):

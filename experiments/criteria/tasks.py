@@ -187,7 +187,7 @@ TASKS = {
         Task(name="sprites-conv", make=WideSprites, rule="sgd", rates=(0.01, 0.03, 0.1, 0.3),
              groups=("layers.0", "layers.1"), widths=(32, 32), batch=16, calibration=32, judged=384, steps=600, tuning=100),
         Task(name="sprites-vit", make=AllSpritesViT, rule="adamw", rates=(1e-3, 3e-3, 1e-2, 3e-2),
-             groups=BLOCKS, widths=(64, 64), batch=8, calibration=16, judged=256, steps=2000, tuning=50),
+             groups=BLOCKS, widths=(64, 64), batch=8, calibration=16, judged=256, steps=600, tuning=50),
         Task(name="language", make=clean_language, rule="adamw", rates=(1e-3, 3e-3, 1e-2, 3e-2),
              groups=BLOCKS, widths=(64, 64), batch=4, calibration=4, judged=128, steps=600, tuning=50, fewest=2500),
     )
