@@ -12,7 +12,7 @@ from trimtab.inner_training.structure.evidence import Evidence
 
 
 def read(name: str) -> Callable[[Evidence, Source], Tensor]:
-    """The score that is a field of the evidence as it stands."""
+    """The score (..., U) that is a field of the evidence as it stands."""
 
     def score(evidence: Evidence, source: Source) -> Tensor:
         del source
@@ -22,7 +22,7 @@ def read(name: str) -> Callable[[Evidence, Source], Tensor]:
 
 
 def over_mean(name: str) -> Callable[[Evidence, Source], Tensor]:
-    """A field over its mean among the units that are alive; 0 where all are 0."""
+    """The score (..., U) that is a field over its mean among the units that are alive; 0 where all are 0."""
 
     def score(evidence: Evidence, source: Source) -> Tensor:
         del source
@@ -33,12 +33,16 @@ def over_mean(name: str) -> Callable[[Evidence, Source], Tensor]:
 
 
 def contribution(evidence: Evidence, source: Source) -> Tensor:
+    """(..., U) E|h| times the mean |w| of what reads the unit, (..., U, O): Dohare et al., Nature 632, 2024."""
     del source
     return evidence.read("mean_abs") * evidence.read("weights_out").abs().mean(-1)
 
 
 def adaptable_contribution(evidence: Evidence, source: Source) -> Tensor:
-    """The spread of h about its mean, since a constant can move into the next bias, and over the size of the row."""
+    """(..., U) standard deviation of h times the mean |w| of what reads the unit, over that of its row.
+
+    The spread about the mean, since a constant can move into the next bias: Dohare et al., arXiv 2108.06325.
+    """
     del source
     mean = evidence.read("mean")
     spread = (evidence.read("square") - mean.square()).clamp(min=0).sqrt()
@@ -60,5 +64,6 @@ def signed_utility(evidence: Evidence) -> Tensor:
 
 
 def kunin(evidence: Evidence, source: Source) -> Tensor:
+    """(..., U) ``signed_utility``: Kunin et al., arXiv 2506.06489."""
     del source
     return signed_utility(evidence)
