@@ -94,6 +94,12 @@ _MIXES = (
         "sprites-conv",
         **_GROWING,
     ),
+    _scenario(
+        "growing-head",
+        "sprites-head from a fifth of its hidden units above a dense trunk, with the lever of growing-sprites",
+        "sprites-head",
+        **_GROWING,
+    ),
 )
 
 SCENARIOS: dict[str, Scenario] = {

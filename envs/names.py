@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from trimtab.inner_training.tasks import BUILT_IN
 
-MIXES = ("mlp-mix", "variety-mix", "digits-mlp-disturbed", "growing-digits", "growing-sprites")
+MIXES = ("mlp-mix", "variety-mix", "digits-mlp-disturbed", "growing-digits", "growing-sprites", "growing-head")
 
 
 def scenarios() -> tuple[str, ...]:
