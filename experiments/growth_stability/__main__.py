@@ -1,6 +1,6 @@
 """Growth against pruning while networks train: accuracies, what newborns weigh, and what helps them.
 
-    python -m experiments.growth_stability [--small] [--seeds 5] [--steps 1600] [--studies head smooth-leaky perceptron]
+    python -m experiments.growth_stability [--small] [--seeds 5] [--steps 3200] [--studies head perceptron smooth-leaky]
         [--keep DIR] [--out FILE.json] [--page FILE.md] [--png FILE.png]
 
 The protocol of Lillo & Cheney, "On the Stability of Growth in Structural Plasticity" (arXiv 2605.15435), at a small scale

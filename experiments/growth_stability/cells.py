@@ -41,8 +41,13 @@ class Cell:
 
     @property
     def treatment(self) -> str:
-        """Arm and variant; cells of one treatment share their learning rate."""
+        """Arm and variant."""
         return f"{self.arm}, {self.variant}" if self.variant else self.arm
+
+    @property
+    def rated(self) -> str:
+        """The treatment whose learning rate it has: its own where weights are rewound or not, else that of its arm."""
+        return self.treatment if self.variant in ("no rewind", "rewound") else self.arm
 
     @property
     def name(self) -> str:
@@ -75,7 +80,8 @@ INTERVENTIONS = at(
     replace(GROW, variant="pairs", method="pairing"),
 )
 EVENTS = at((50,), *(replace(GROW, variant=f"{cycles} cycles", cycles=cycles) for cycles in (10, 20)))
-OTHER = [DENSE, *at((20, 50), GROW, PRUNE, REMAIN)]  # smooth-leaky units, and the perceptron
+OTHER = [DENSE, *at((20, 50), GROW, PRUNE, REMAIN)]  # of the perceptron
+SMOOTH = [DENSE, *at((50,), GROW, PRUNE, REMAIN)]  # of smooth-leaky units
 
 
 def units_at(percent: float, inputs: int, units: int, outputs: int) -> int:

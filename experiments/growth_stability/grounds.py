@@ -16,9 +16,10 @@ from trimtab.inner_training.tasks import sprites
 from trimtab.inner_training.tasks.digits import DigitsMLP
 from trimtab.inner_training.tasks.images import SpritesHead
 
-BATCH, MOMENTUM = 32, 0.9
+BATCH, MOMENTUM = 16, 0.9
 SHARES = (0.7, 0.1)  # of the examples in the training and the validation split
 HEAD_UNITS, PERCEPTRON_UNITS = 96, 128
+GAIN = 6**0.5  # on the values that torch draws, uniform in +-1/sqrt(fan_in): those of He et al., arXiv 1502.01852
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,7 @@ def head(activation: str = "relu", units: int = HEAD_UNITS) -> Ground:
     labels = sprites.sprite_table()[1][order].astype(np.int64)
     net = family.module
     sizes = (net.dense.inputs, units, net.dense.outputs)
-    return Ground(family, sizes, order, labels, lambda rng: initial_conv_head(net, rng, units, 1.0))
+    return Ground(family, sizes, order, labels, lambda rng: initial_conv_head(net, rng, units, GAIN))
 
 
 def perceptron(units: int = PERCEPTRON_UNITS) -> Ground:
@@ -91,4 +92,4 @@ def perceptron(units: int = PERCEPTRON_UNITS) -> Ground:
     order, net = _shuffled(family.max_examples), family.module
     sizes = (net.inputs, units, net.outputs)
     labels = load_digits().target[order].astype(np.int64)
-    return Ground(family, sizes, order, labels, lambda rng: initial_parameters(net, rng, units, 1.0))
+    return Ground(family, sizes, order, labels, lambda rng: initial_parameters(net, rng, units, GAIN))

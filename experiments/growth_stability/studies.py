@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 from experiments.growth_stability import measure
 from experiments.growth_stability.arena import Arena, Played, Run
-from experiments.growth_stability.cells import CONTROLS, EVENTS, GROW, INTERVENTIONS, MAIN, OTHER, Cell
+from experiments.growth_stability.cells import CONTROLS, EVENTS, GROW, INTERVENTIONS, MAIN, OTHER, SMOOTH, Cell
 from experiments.growth_stability.grounds import Ground, head, perceptron
 
-RATES = (0.2, 0.1, 0.05, 0.02)  # candidates of every treatment
+RATES = (0.2, 0.1, 0.05, 0.02, 0.01)  # candidates of every treatment
 SWEPT, AGAIN = 100, 1000  # first seed of the sweep's runs, and what retraining adds to a seed
 SWEEP_AT = (20, 50, 100)  # compactness of the cells that a rate is chosen by
 
@@ -24,7 +24,7 @@ class Setting:
 
     Attributes:
         seeds: runs of each cell.
-        swept: runs of each cell and rate of the sweep.
+        swept: runs of each cell and rate of the sweep; twice as many of the dense cell, which is one.
         steps: budget of a run.
         points: accuracies on the way.
         size: runs at once.
@@ -33,8 +33,8 @@ class Setting:
     """
 
     seeds: int = 5
-    swept: int = 2
-    steps: int = 1600
+    swept: int = 1
+    steps: int = 3200
     points: int = 20
     size: int = 48
     compiled: bool = True
@@ -58,8 +58,8 @@ class Study:
 
 STUDIES = {
     "head": Study(head, [*MAIN, *CONTROLS, *INTERVENTIONS, *EVENTS], True),
-    "smooth-leaky": Study(lambda: head("smooth-leaky"), OTHER, False),
     "perceptron": Study(perceptron, OTHER, True),
+    "smooth-leaky": Study(lambda: head("smooth-leaky"), SMOOTH, False),
 }
 
 
@@ -72,7 +72,7 @@ class Arenas:
             return Arena(ground, setting.steps, setting.points, size, "compile" if compiled else "eager", keep)
 
         self._usual = arena("", setting.size, setting.compiled)
-        self._fast = arena("-fast", max(setting.seeds, len(RATES) * setting.swept), False)
+        self._fast = arena("-fast", setting.seeds, False)
 
     def play(self, runs: Sequence[Run]) -> list[Played]:
         """What came of the runs, in their order."""
@@ -85,9 +85,13 @@ class Arenas:
 
 def sweep(arenas: Arenas, cells: Sequence[Cell], setting: Setting) -> dict[str, dict[float, float]]:
     """Mean final validation loss by treatment and rate; a run that ends without a finite one counts as infinite."""
-    seeds = range(SWEPT, SWEPT + setting.swept)
-    chosen = [cell for cell in cells if cell.percent in SWEEP_AT]
-    runs = [Run(cell, rate, seed) for cell in chosen for rate in RATES for seed in seeds]
+    chosen = [cell for cell in cells if cell.percent in SWEEP_AT and cell.treatment == cell.rated]
+    runs = [
+        Run(cell, rate, SWEPT + seed)
+        for cell in chosen
+        for rate in RATES
+        for seed in range(setting.swept * (2 if cell.arm == "dense" else 1))
+    ]
     losses: dict[str, dict[float, list[float]]] = {}
     for run, played in zip(runs, arenas.play(runs), strict=True):
         loss = played.val_loss if np.isfinite(played.val_loss) else np.inf
@@ -101,7 +105,7 @@ def study(name: str, setting: Setting) -> dict[str, Any]:
     arenas, seeds = Arenas(name, chosen.ground(), setting), range(setting.seeds)
     swept = sweep(arenas, chosen.cells, setting)
     best = {treatment: min(losses, key=losses.__getitem__) for treatment, losses in swept.items()}
-    runs = [Run(cell, best[cell.treatment], seed) for cell in chosen.cells for seed in seeds]
+    runs = [Run(cell, best[cell.rated], seed) for cell in chosen.cells for seed in seeds]
     played = arenas.play(runs)
     again: dict[str, list[Played]] = {}
     if chosen.retrained:
