@@ -67,8 +67,8 @@ def at(percents: tuple[int, ...], *cells: Cell) -> list[Cell]:
     return [replace(cell, percent=percent) for cell in cells for percent in percents]
 
 
-MAIN = [DENSE, *at(COMPACTNESS, GROW, PRUNE, REMAIN)]
-CONTROLS = at((20, 50), RESTART)
+MAIN = [DENSE, *at(COMPACTNESS, GROW, PRUNE), *at((20, 50), REMAIN)]
+CONTROLS = at((50,), RESTART)
 INTERVENTIONS = at(
     (50,),
     replace(GROW, variant="chosen at random", method="random-parked"),

@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from experiments.growth_stability.cells import MAIN
+
 Found = Mapping[str, Any]
+PLAIN = tuple(cell.name for cell in MAIN)
 
 
 def per_cent(values: list[float], form: str = ".1f") -> str:
@@ -28,10 +31,11 @@ def accuracies(found: Found, place: str) -> list[str]:
     """Final, average and retrained accuracy of the plain arms."""
     rows = []
     for name, row in found[place]["cells"].items():
-        if "retrained" in row:
+        if name in PLAIN:
+            again = [("retrained", ".1f"), ("retrained_minus_final", "+.1f")]
             rows.append([
-                name, str(row["units"]), per_cent(row["final"]), per_cent(row["average"]), per_cent(row["retrained"]),
-                per_cent(row["retrained_minus_final"], "+.1f"),
+                name, str(row["units"]), per_cent(row["final"]), per_cent(row["average"]),
+                *(per_cent(row[key], form) if key in row else "" for key, form in again),
             ])  # fmt: skip
     return _table(("cell", "units", "final", "trajectory average", "retrained", "retrained - final"), rows)
 

@@ -15,7 +15,7 @@ from experiments.growth_stability.grounds import Ground, head, perceptron
 
 RATES = (0.2, 0.1, 0.05, 0.02, 0.01)  # candidates of every treatment
 SWEPT, AGAIN = 100, 1000  # first seed of the sweep's runs, and what retraining adds to a seed
-SWEEP_AT = (20, 50, 100)  # compactness of the cells that a rate is chosen by
+SWEEP_AT = (20, 50, 100)  # compactness of the cells that a rate is chosen by, and of those that are trained again
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Study:
     Attributes:
         ground: makes it.
         cells: in order.
-        retrained: whether final networks of the plain arms are trained again from the beginning.
+        retrained: whether networks that were pruned or grown to 20 and 50 % are trained again from the beginning.
     """
 
     ground: Callable[[], Ground]
@@ -109,7 +109,8 @@ def study(name: str, setting: Setting) -> dict[str, Any]:
     played = arenas.play(runs)
     again: dict[str, list[Played]] = {}
     if chosen.retrained:
-        plain = [(run, one) for run, one in zip(runs, played, strict=True) if run.cell in MAIN]
+        again_of = [cell for cell in MAIN if cell.percent in SWEEP_AT]
+        plain = [(run, one) for run, one in zip(runs, played, strict=True) if run.cell in again_of]
         fresh = [replace(run, seed=run.seed + AGAIN, active=one.active) for run, one in plain]
         for run, one in zip(fresh, arenas.play(fresh), strict=True):
             again.setdefault(run.cell.name, []).append(one)

@@ -91,14 +91,13 @@ class Draft:
         where.put(marked, which)
         self._altered = self._altered | marked
 
-    def bear(self, one: FlatGroup, born: Newborns, *, copies: bool, scale: float = 1.0) -> None:
+    def bear(self, one: FlatGroup, born: Newborns, *, copies: bool) -> None:
         """Puts newborns in, in the first inactive units or those that they chose.
 
         Args:
             one: their group.
             born: (N, k, ...) of them.
             copies: whether their optimizer state is that of their donors, or of the incumbents that are most alike.
-            scale: factor on the columns of newborns that are woken; others have theirs from ``newborns.scaled``.
         """
         known, active = self.weights(one), self.active[:, one.span]
         donors = matched_donors(born.rows, born.columns, known) if born.donors is None else born.donors
@@ -110,9 +109,9 @@ class Draft:
         if born.chosen is None:
             self._write(one, reborn, [spread.of(born.rows), spread.of(born.bias[..., None]), spread.of(born.columns)])
             self._begin(one, reborn, None if born.donors is None else spread.numbers(born.donors))
-        elif scale != 1:
+        elif born.woken_columns != 1:
             columns = one.columns.of(self.values)
-            one.columns.put(self.values, torch.where(reborn[..., None], scale * columns, columns))
+            one.columns.put(self.values, torch.where(reborn[..., None], born.woken_columns * columns, columns))
         if born.donor_columns is not None:
             shares = born.donor_columns[..., None]
             self._alter(one.columns, one.columns.of(self.values) * shares, active[..., None] & (shares != 1))

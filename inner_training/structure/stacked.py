@@ -265,7 +265,7 @@ class Stacked(StackedMasks):
             room = (~known.live).sum(1)
             wanted = torch.minimum(torch.from_numpy(counts).to(room.device), room)
             born = chosen.make(known, int(counts.max()), self._seeds(one), wanted)
-            draft.bear(one, scaled(born, columns=scale), copies=mode.copies, scale=scale)
+            draft.bear(one, scaled(born, columns=scale), copies=mode.copies)
         return self._done("grow", draft)
 
     def reset(self, units: Mapping[str, Tensor], *, compensate: Mapping[str, Evidence] | None = None) -> StackedEdit:

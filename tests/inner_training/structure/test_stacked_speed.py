@@ -7,8 +7,10 @@ import pytest
 import torch
 from torch import Tensor
 
+import trimtab
 from tests.inner_training.structure.populations import assert_held, differing, family_of, picture, stacked
 from trimtab.errors import UserError
+from trimtab.inner_training.networks import MLP, build_module
 from trimtab.inner_training.structure.newborn_state import two_speed
 from trimtab.inner_training.structure.stacked import Stacked
 
@@ -174,3 +176,19 @@ def test_the_scale_is_that_of_the_newborns_columns_alone(method: str) -> None:
     assert torch.equal(born, same) and born.any() and torch.equal(rows, others)
     torch.testing.assert_close(longer, torch.where(born, 3 * columns, columns))
     assert (longer != columns).any()
+
+
+def test_the_scale_of_a_plain_module_is_that_of_woken_columns_too() -> None:
+    ends = []
+    for scale in (1.0, 3.0):
+        model = build_module(lambda: MLP(5, 8, 3, depth=2), seed=0)
+        structure = trimtab.gates(model, torch.optim.SGD(model.parameters(), lr=0.1), torch.zeros(1, 5))
+        parked = model.layers[2].weight.detach().clone()
+        structure.prune(0.5, "magnitude", groups=["layers.1"])
+        edit = structure.grow(0.25, "random-parked", groups=["layers.1"], scale=scale)
+        born = edit.units["layers.1"]
+        torch.testing.assert_close(model.layers[2].weight[:, born], scale * parked[:, born])
+        ends.append(model.layers[1].weight.detach().clone())
+        edit.undo()
+        assert int((model.layers[2].weight != 0).any(0).sum()) == 4
+    assert torch.equal(ends[0], ends[1])
