@@ -114,6 +114,18 @@ def test_two_speed_is_in_the_step_of_those_who_ask_only() -> None:
     assert own._population()[0]._feed.speed is not None
 
 
+def test_a_rate_anew_has_the_mean_of_its_own_cosine_in_every_part_of_a_cycle(small: Arena) -> None:
+    runs = [Run(cell, 0.05, 3) for cell in (DENSE, replace(GROW, percent=50, variant=cells.ANEW, anew=True))]
+    game = arena._Game(small, runs, *small._population())
+    whole = (1 + np.cos(np.pi * np.arange(10 * 32 + 1) / 320)) / 2  # ten points; cycles of two
+    own = (1 + np.cos(np.pi * np.arange(65) / 64)) / 2
+    for point in range(10):
+        usual, anew = game._factors(point)
+        scheduled = whole[32 * point : 32 * point + 33].mean()
+        assert usual == 1
+        assert anew * scheduled == pytest.approx(own[32 * (point % 2) : 32 * (point % 2) + 33].mean())
+
+
 def test_an_interrupted_study_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     keep, ground = tmp_path / "deep" / "kept.jsonl", grounds.perceptron(20)
     runs = [Run(DENSE, 0.05, seed) for seed in range(3)]
@@ -166,7 +178,7 @@ def test_correlations_inside_cells_leave_out_what_cells_have_in_common() -> None
 
     groups = {"all": {str(cell): [run(cell + step, cell - step / 8) for step in range(3)] for cell in (0.0, 8.0, 16.0)}}
     row = measure.correlations(groups)["all"]["post"]
-    assert row["cells"][0] == 1 and row["inside"][0] < -0.9 and row["runs"][0] > 0.8
+    assert row["cells"][0] == 1 and row["inside"][0] < -0.9 and row["runs"][0] > 0.7
 
 
 def test_from_end_to_end(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

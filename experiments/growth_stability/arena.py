@@ -14,10 +14,11 @@ from experiments.growth_stability.cells import FAST, Cell, plan
 from experiments.growth_stability.grounds import Ground
 
 from trimtab.inner_training.population import Population
+from trimtab.inner_training.schedules import BaseSchedule, factor
 from trimtab.inner_training.stepping import Mode
 from trimtab.inner_training.structure.stacked import Stacked
 
-Units = dict[str, list[list[int]]]  # active units by group, of each cycle's end
+COSINE = BaseSchedule(kind="cosine")
 
 
 @dataclass(frozen=True)
@@ -157,9 +158,21 @@ class _Game:
 
     def train(self) -> None:
         """Trains to the next point, and notes test accuracies there."""
+        self.population.set_lr_multiplier(self._factors(len(self.played[0].curve)))
         self.population.advance(self.arena.steps // self.arena.points)
         for one, value in zip(self.played, self.population.evaluate("test", score=True).tolist(), strict=True):
             one.curve.append(round(value, 5))
+
+    def _factors(self, point: int) -> np.ndarray:
+        """(N,) factors on the scheduled rate up to the next point, by its mean there; 1 where one cosine spans all cycles."""
+        inside = (point + np.linspace(0, 1, 33)) / self.arena.points
+        whole = factor(COSINE, inside, 1.0).mean()
+        anew = [
+            factor(COSINE, np.clip(inside * run.cell.cycles - point * run.cell.cycles // self.arena.points, 0, 1), 1.0)
+            for run in self.runs
+        ]
+        wanted = [run.cell.anew and run.active is None for run in self.runs]
+        return np.where(wanted, [one.mean() / whole for one in anew], 1.0)
 
     def edit(self, point: int) -> None:
         """Ends the cycles that end at a point, and begins the next ones."""

@@ -27,6 +27,7 @@ class Cell:
         scale: factor on their columns.
         speed: of their steps, see Two-Speed.
         rewinds: whether all surviving weights go back to their initial values at each edit.
+        anew: whether the learning rate's cosine begins anew in each cycle; else there is one over all of them.
     """
 
     arm: str
@@ -38,6 +39,7 @@ class Cell:
     scale: float = 1.0
     speed: float = 1.0
     rewinds: bool = False
+    anew: bool = False
 
     @property
     def treatment(self) -> str:
@@ -46,8 +48,8 @@ class Cell:
 
     @property
     def rated(self) -> str:
-        """The treatment whose learning rate it has: its own where weights are rewound or not, else that of its arm."""
-        return self.treatment if self.variant in ("no rewind", "rewound") else self.arm
+        """The treatment whose learning rate it has: its own where rewinding or the schedule differ, else that of its arm."""
+        return self.treatment if self.variant in OWN_RATES else self.arm
 
     @property
     def name(self) -> str:
@@ -60,6 +62,8 @@ GROW = Cell(arm="grow")
 PRUNE = Cell(arm="prune", rewinds=True)
 REMAIN = replace(PRUNE, variant="no rewind", rewinds=False)
 RESTART = replace(GROW, variant="rewound", rewinds=True)
+ANEW = "rate anew each cycle"
+OWN_RATES = ("no rewind", "rewound", ANEW)
 
 
 def at(percents: tuple[int, ...], *cells: Cell) -> list[Cell]:
@@ -67,8 +71,11 @@ def at(percents: tuple[int, ...], *cells: Cell) -> list[Cell]:
     return [replace(cell, percent=percent) for cell in cells for percent in percents]
 
 
-MAIN = [DENSE, *at(COMPACTNESS, GROW, PRUNE), *at((20, 50), REMAIN)]
-CONTROLS = at((50,), RESTART)
+MAIN = [DENSE, *at(COMPACTNESS, GROW, PRUNE, REMAIN)]
+CONTROLS = [
+    *at((50,), RESTART, replace(GROW, variant=ANEW, anew=True)),
+    *at((20, 50), replace(PRUNE, variant=ANEW, anew=True)),
+]
 INTERVENTIONS = at(
     (50,),
     replace(GROW, variant="chosen at random", method="random-parked"),

@@ -27,11 +27,16 @@ def _table(head: tuple[str, ...], rows: list[list[str]]) -> list[str]:
     return ["| " + " | ".join(line) + " |" for line in lines]
 
 
+def _shown(cell: str) -> bool:
+    """Whether a cell is in the tables of the plain arms: all but variants of growth are."""
+    return cell in PLAIN or cell.startswith("prune")
+
+
 def accuracies(found: Found, place: str) -> list[str]:
     """Final, average and retrained accuracy of the plain arms."""
     rows = []
     for name, row in found[place]["cells"].items():
-        if name in PLAIN:
+        if _shown(name):
             again = [("retrained", ".1f"), ("retrained_minus_final", "+.1f")]
             rows.append([
                 name, str(row["units"]), per_cent(row["final"]), per_cent(row["average"]),
@@ -70,7 +75,7 @@ def differences(found: Found, place: str) -> list[str]:
     rows = [
         [name, per_cent(row["final"], "+.1f"), per_cent(row["average"], "+.1f")]
         for name, row in found[place]["differences"].items()
-        if name.count(",") == (1 if name.endswith("dense") else 2) or "no rewind" in name
+        if _shown(name.partition(" minus ")[0])
     ]
     return _table(("difference", "final", "trajectory average"), rows)
 

@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 from experiments.growth_stability import measure
 from experiments.growth_stability.arena import Arena, Played, Run
-from experiments.growth_stability.cells import CONTROLS, EVENTS, GROW, INTERVENTIONS, MAIN, OTHER, SMOOTH, Cell
+from experiments.growth_stability.cells import CONTROLS, EVENTS, GROW, INTERVENTIONS, MAIN, OTHER, PRUNE, SMOOTH, Cell
 from experiments.growth_stability.grounds import Ground, head, perceptron
 
-RATES = (0.2, 0.1, 0.05, 0.02, 0.01)  # candidates of every treatment
+RATES = (0.5, 0.2, 0.1, 0.05, 0.02, 0.01)  # candidates of every treatment
 SWEPT, AGAIN = 100, 1000  # first seed of the sweep's runs, and what retraining adds to a seed
-SWEEP_AT = (20, 50, 100)  # compactness of the cells that a rate is chosen by, and of those that are trained again
+SWEEP_AT = (20, 50, 100)  # compactness of the cells that a rate is chosen by
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Setting:
     swept: int = 1
     steps: int = 3200
     points: int = 20
-    size: int = 48
+    size: int = 8
     compiled: bool = True
     keep: Path | None = None
 
@@ -48,7 +48,7 @@ class Study:
     Attributes:
         ground: makes it.
         cells: in order.
-        retrained: whether networks that were pruned or grown to 20 and 50 % are trained again from the beginning.
+        retrained: whether final networks of the plain arms are trained again from the beginning.
     """
 
     ground: Callable[[], Ground]
@@ -109,8 +109,7 @@ def study(name: str, setting: Setting) -> dict[str, Any]:
     played = arenas.play(runs)
     again: dict[str, list[Played]] = {}
     if chosen.retrained:
-        again_of = [cell for cell in MAIN if cell.percent in SWEEP_AT]
-        plain = [(run, one) for run, one in zip(runs, played, strict=True) if run.cell in again_of]
+        plain = [(run, one) for run, one in zip(runs, played, strict=True) if run.cell in MAIN]
         fresh = [replace(run, seed=run.seed + AGAIN, active=one.active) for run, one in plain]
         for run, one in zip(fresh, arenas.play(fresh), strict=True):
             again.setdefault(run.cell.name, []).append(one)
@@ -152,5 +151,6 @@ def _references(cell: Cell, known: Mapping[str, Any]) -> list[str]:
     if cell.arm == "dense":
         return []
     if cell.arm == "prune":
-        return [name for name in ("dense", grown) if name in known]
+        plain = [] if cell in MAIN else [replace(PRUNE, percent=cell.percent).name]
+        return [name for name in ("dense", grown, *plain) if name in known]
     return ["dense"] if not cell.variant else [grown]
