@@ -87,11 +87,11 @@ def test_what_is_noted_of_runs(small: Arena) -> None:
     wanted = cells.units_at(50, 64, 20, 10)
     for name, one in by_cell.items():
         edits = 0 if name == "dense" else 9 if "ten" in name else 4
-        assert len(one.curve) == 10 and len(one.shock) == edits, name
+        assert len(one.curve) == len(one.val_curve) == 10 and len(one.shock) == edits, name
         assert len(one.post) == len(one.exit) == (edits if name.startswith("grow") else 0), name
         assert one.units == (20 if name == "dense" else wanted)
         assert [len(units) for units in one.active.values()] == [one.units] * 2
-        assert np.isfinite([one.val_loss, one.val_accuracy, *one.curve, *one.shock, *np.ravel(one.post)]).all()
+        assert np.isfinite([*one.val_curve, one.val_accuracy, *one.curve, *one.shock, *np.ravel(one.post)]).all()
     assert by_cell["prune, 50 %"].curve[:2] == by_cell["prune, no rewind, 50 %"].curve[:2] == by_cell["dense"].curve[:2]
     assert by_cell["prune, 50 %"].curve != by_cell["prune, no rewind, 50 %"].curve
     assert by_cell["grow, 50 %"].curve[:2] == by_cell["grow, rewound, 50 %"].curve[:2]

@@ -50,7 +50,8 @@ class Played:
     Attributes:
         key: of the run.
         curve: test accuracy at equal distances through the budget, the last one at its end.
-        val_loss, val_accuracy: at the end.
+        val_curve: validation loss at the same points, bounded.
+        val_accuracy: at the end.
         units: active in a layer at the end.
         active: by group, the units that are active at the end.
         post, exit: at each edit and at the end of the cycle that it begins, log gradient and log activation parity; of the last
@@ -60,7 +61,7 @@ class Played:
 
     key: str
     curve: list[float] = field(default_factory=list)
-    val_loss: float = np.nan
+    val_curve: list[float] = field(default_factory=list)
     val_accuracy: float = np.nan
     units: int = 0
     active: dict[str, list[int]] = field(default_factory=dict)
@@ -157,11 +158,14 @@ class _Game:
         self.structure.remove(gone)
 
     def train(self) -> None:
-        """Trains to the next point, and notes test accuracies there."""
+        """Trains to the next point, and notes losses and accuracies there."""
         self.population.set_lr_multiplier(self._factors(len(self.played[0].curve)))
         self.population.advance(self.arena.steps // self.arena.points)
         for one, value in zip(self.played, self.population.evaluate("test", score=True).tolist(), strict=True):
             one.curve.append(round(value, 5))
+        losses = self.arena.ground.family.bounded(self.population.evaluate("validation").double().numpy())
+        for one, value in zip(self.played, losses.tolist(), strict=True):
+            one.val_curve.append(round(value, 5))
 
     def _factors(self, point: int) -> np.ndarray:
         """(N,) factors on the scheduled rate up to the next point, by its mean there; 1 where one cosine spans all cycles."""
@@ -232,9 +236,9 @@ class _Game:
             getattr(self.played[run], moment).append([round(one[run], 5) for one in values])
 
     def _end(self) -> None:
-        losses, scores = (self.population.evaluate("validation", score=score).tolist() for score in (False, True))
+        scores = self.population.evaluate("validation", score=True).tolist()
         active: dict[str, Any] = {name: units.numpy() for name, units in self.structure.active.items()}
         for run, one in enumerate(self.played):
-            one.val_loss, one.val_accuracy = round(losses[run], 5), round(scores[run], 5)
+            one.val_accuracy = round(scores[run], 5)
             one.active = {name: np.flatnonzero(units[run]).tolist() for name, units in active.items()}
             one.units = len(next(iter(one.active.values())))

@@ -110,7 +110,7 @@ def correlated(found: Found, place: str) -> list[str]:
 
 
 def rates(found: Found, place: str) -> list[str]:
-    """Final validation losses of the sweep, the lowest in bold."""
+    """Mean validation losses at the ends of cycles in the sweep, the lowest in bold."""
     swept = found[place]["rates"]
     head = ("treatment", *next(iter(swept.values())))
     rows = []
