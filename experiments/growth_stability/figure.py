@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -57,9 +58,10 @@ def _curves(axis: Any, place: Mapping[str, Any], steps: int) -> None:
 def _scatter(axis: Any, place: Mapping[str, Any]) -> None:
     others = dict.fromkeys(name for name, *_ in place["points"] if name not in PLAIN)
     palette = dict(zip(others, _colours(len(others)), strict=True))
+    shapes = dict(zip(others, itertools.cycle("^sDvP"), strict=False))
     for name in dict.fromkeys(name for name, *_ in place["points"]):
         own = np.array([point[1:] for point in place["points"] if point[0] == name])
-        marker, colour = ("o", PLAIN[name]) if name in PLAIN else ("^", palette[name])
+        marker, colour = ("o", PLAIN[name]) if name in PLAIN else (shapes[name], palette[name])
         axis.scatter(own[:, 0], 100 * own[:, 1], marker=marker, color=colour, s=22, label=name)
     axis.axvline(0, color="#bbbbbb", lw=0.8, zorder=0)
     axis.set_xlabel("ln gradient parity of newborns at birth, mean over edits")
@@ -70,4 +72,4 @@ def _scatter(axis: Any, place: Mapping[str, Any]) -> None:
 def _colours(count: int) -> list[Any]:
     import matplotlib
 
-    return [matplotlib.colormaps["autumn" if place % 2 else "summer"](place / max(count, 1)) for place in range(count)]
+    return [matplotlib.colormaps["tab20"]((2 * place + place // 10) % 20) for place in range(count)]

@@ -124,7 +124,7 @@ def study(name: str, setting: Setting) -> dict[str, Any]:
     again: dict[str, list[Played]] = {}
     if chosen.retrained:
         plain = [(run, one) for run, one in zip(runs, played, strict=True) if run.cell in MAIN]
-        fresh = [replace(run, seed=run.seed + AGAIN, active=one.active) for run, one in plain]
+        fresh = [replace(run, rate=best["dense"], seed=run.seed + AGAIN, active=one.active) for run, one in plain]
         for run, one in zip(fresh, arenas.play(fresh), strict=True):
             again.setdefault(run.cell.name, []).append(one)
     by_cell: dict[str, list[Played]] = {}
