@@ -45,6 +45,7 @@ def figures(runs: Sequence[Played], retrained: Sequence[Played] | None) -> dict[
         "final": interval([run.curve[-1] for run in runs]),
         "average": interval([average(run) for run in runs]),
         "units": runs[0].units,
+        "by_seed": [[run.curve[-1], round(average(run), 5)] for run in runs],
         "curve": [round(float(one), 4) for one in np.mean([run.curve for run in runs], 0)],
     }
     if retrained:

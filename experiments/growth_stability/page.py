@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from experiments.growth_stability.cells import MAIN
+from experiments.growth_stability.measure import interval
 
 Found = Mapping[str, Any]
 PLAIN = tuple(cell.name for cell in MAIN)
@@ -45,13 +46,21 @@ def accuracies(found: Found, place: str) -> list[str]:
     return _table(("cell", "units", "final", "trajectory average", "retrained", "retrained - final"), rows)
 
 
-def short(found: Found, place: str) -> list[str]:
-    """Final and average accuracy and parity of all cells of a place without retraining."""
-    rows = [
-        [name, per_cent(row["final"]), per_cent(row["average"]), *_parities(row)]
-        for name, row in found[place]["cells"].items()
-    ]
-    return _table(("cell", "final", "trajectory average", "ln gradient parity, at birth", "at the cycle's end"), rows)
+def smooth(found: Found) -> list[str]:
+    """The head with smooth-leaky units, and against the same with relu, by seed."""
+    rows = []
+    for name, row in found["smooth-leaky"]["cells"].items():
+        plain = found.get("head", found["smooth-leaky"])["cells"][name]
+        pairs = zip(row["by_seed"], plain["by_seed"], strict=True)
+        gains = [[one - other for one, other in zip(*pair, strict=True)] for pair in pairs]
+        final, average = (interval(list(values)) for values in zip(*gains, strict=True))
+        rows.append([
+            name, per_cent(row["final"]), per_cent(final, "+.1f"), per_cent(row["average"]), per_cent(average, "+.1f"),
+            *_parities(row),
+        ])  # fmt: skip
+    head = ("cell", "final", "minus relu", "trajectory average", "minus relu", "ln gradient parity, at birth",
+            "at the cycle's end")  # fmt: skip
+    return _table(head, rows)
 
 
 def _parities(row: Found) -> list[str]:
@@ -127,7 +136,7 @@ TABLES: dict[str, Callable[[Found], list[str]]] = {
     "interventions": lambda found: interventions(found, "head"),
     "correlations": lambda found: correlated(found, "head"),
     "rates": lambda found: rates(found, "head"),
-    "smooth-leaky": lambda found: short(found, "smooth-leaky"),
+    "smooth-leaky": smooth,
     "perceptron": lambda found: accuracies(found, "perceptron"),
     "perceptron parities": lambda found: parities(found, "perceptron"),
     "perceptron correlations": lambda found: correlated(found, "perceptron"),
