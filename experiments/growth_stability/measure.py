@@ -50,6 +50,7 @@ def figures(runs: Sequence[Played], retrained: Sequence[Played] | None) -> dict[
     }
     if retrained:
         found["retrained"] = interval([run.curve[-1] for run in retrained])
+        found["retrained_average"] = interval([average(run) for run in retrained])
         gaps = [again.curve[-1] - run.curve[-1] for run, again in zip(runs, retrained, strict=True)]
         found["retrained_minus_final"] = interval(gaps)
     if runs[0].post:

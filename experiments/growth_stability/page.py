@@ -38,12 +38,14 @@ def accuracies(found: Found, place: str) -> list[str]:
     rows = []
     for name, row in found[place]["cells"].items():
         if _shown(name):
-            again = [("retrained", ".1f"), ("retrained_minus_final", "+.1f")]
+            again = [("retrained", ".1f"), ("retrained_minus_final", "+.1f"), ("retrained_average", ".1f")]
             rows.append([
                 name, str(row["units"]), per_cent(row["final"]), per_cent(row["average"]),
                 *(per_cent(row[key], form) if key in row else "" for key, form in again),
             ])  # fmt: skip
-    return _table(("cell", "units", "final", "trajectory average", "retrained", "retrained - final"), rows)
+    return _table(
+        ("cell", "units", "final", "trajectory average", "retrained", "retrained - final", "average of that"), rows
+    )
 
 
 def smooth(found: Found) -> list[str]:
