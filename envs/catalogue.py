@@ -95,6 +95,12 @@ _MIXES = (
         **_GROWING,
     ),
     _scenario(
+        "growing-head",
+        "sprites-head from a fifth of its hidden units above a dense trunk, with the lever of growing-sprites",
+        "sprites-head",
+        **_GROWING,
+    ),
+    _scenario(
         "growing-mix",
         "mlp-mix from a fifth of its units, with a lever that prunes and grows beside the usual ones; the average height of the loss "
         "counts, and work costs",

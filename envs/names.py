@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from trimtab.inner_training.tasks import BUILT_IN
 
-MIXES = ("mlp-mix", "variety-mix", "digits-mlp-disturbed", "growing-digits", "growing-sprites", "growing-mix")
+MIXES = (
+    "mlp-mix",
+    "variety-mix",
+    "digits-mlp-disturbed",
+    "growing-digits",
+    "growing-sprites",
+    "growing-head",
+    "growing-mix",
+)
 
 
 def scenarios() -> tuple[str, ...]:

@@ -31,6 +31,8 @@ class Feed:
         step: (N,) int64 steps done.
         buffers: the module's buffers by name, (N, *shape).
         live: (N, W) float, 0 for weights that a mask holds at zero; None in populations without masks of weights.
+        fast_until: (N, W) int64, the step before which a weight of a newborn is fast; None in populations without Two-Speed.
+        speed: (N,) float, factor on the steps of fast weights; None with it.
     """
 
     rows: Tensor
@@ -45,6 +47,8 @@ class Feed:
     step: Tensor
     buffers: dict[str, Tensor]
     live: Tensor | None = None
+    fast_until: Tensor | None = None
+    speed: Tensor | None = None
 
     def tensors(self) -> list[Tensor]:
         """Everything that it holds."""

@@ -15,6 +15,7 @@ from trimtab.inner_training.faults import Faults, disturb_examples, disturb_step
 from trimtab.inner_training.feeding import Feed, Place, batch_of, examples, place_of
 from trimtab.inner_training.layout import FlatLayout
 from trimtab.inner_training.stateless import stateless
+from trimtab.inner_training.structure.newborn_state import two_speed
 from trimtab.inner_training.task import TaskFamily
 from trimtab.inner_training.update_rules import Coefficients, Needs
 from trimtab.inner_training.updating import update
@@ -72,6 +73,7 @@ class StepOptions(NamedTuple):
         score: compute the family's score.
         disturbed: take faults.
         masked: hold the weights that ``feed.live`` leaves out at zero.
+        hastened: lengthen the steps of weights that are fast, by ``feed.fast_until`` and ``feed.speed``.
     """
 
     clip: bool
@@ -80,6 +82,7 @@ class StepOptions(NamedTuple):
     score: bool = False
     disturbed: bool = False
     masked: bool = False
+    hastened: bool = False
 
 
 StepFunction = Callable[..., dict[str, Tensor]]
@@ -185,6 +188,9 @@ def make_step(family: TaskFamily, layout: FlatLayout, options: StepOptions) -> S
             used = gradient * (threshold[:, None] / (norm[:, None] + 1e-6)).clamp(max=1.0)
         coefficients = Coefficients(*by[:, :width, None].unbind(1))
         after = update(parameters, used, (first, second), coefficients, layout, options.needs)
+        if options.hastened and feed.fast_until is not None and feed.speed is not None:
+            fast = feed.step[:, None] < feed.fast_until
+            after = (two_speed(parameters, after[0], torch.where(fast, feed.speed[:, None], 1.0)), *after[1:])
         if options.masked and feed.live is not None:  # orthogonalised matrices are dense
             after = (after[0] * feed.live, *after[1:])
         if faults is not None:

@@ -227,14 +227,14 @@ def initial_channels(net: ChannelNet, rng: np.random.Generator, width: int, scal
             continue
         else:
             continue
-        parameters[f"{name}.weight"], parameters[f"{name}.bias"] = _uniform(rng, module.weight.shape, drawn, scale)
+        parameters[f"{name}.weight"], parameters[f"{name}.bias"] = initial_layer(rng, module.weight.shape, drawn, scale)
     return parameters, {name: gate(buffer.numel()) for name, buffer in net.named_buffers()}
 
 
-def _uniform(
+def initial_layer(
     rng: np.random.Generator, shape: tuple[int, ...], drawn: tuple[int, int], scale: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Weight (outputs, inputs, ...) and bias (outputs,) of which the first ``drawn`` outputs and inputs are."""
+    """Weight (outputs, inputs, ...) and bias (outputs,) of which the first ``drawn`` outputs and inputs are; zeros elsewhere."""
     outputs, inputs = drawn
     bound = 1 / math.sqrt(inputs * math.prod(shape[2:]))
     weight, bias = np.zeros(shape, dtype=np.float32), np.zeros(shape[0], dtype=np.float32)

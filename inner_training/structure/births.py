@@ -62,9 +62,9 @@ def _changed(values: Tensor | None, nothing: float) -> Tensor:
 def put_newborns(gates: Gates, group: Group, units: Tensor, born: Newborns) -> None:
     """Writes the values of newborns into units that are active by now, and changes their donors.
 
-    Newborns that are woken have their parked values already. Norms of others are those of the donors, else begin with
-    scale 1, shift 0, running mean 0 and variance 1; what else a unit has, such as the slope of a PReLU, is the incumbents'
-    mean.
+    Newborns that are woken have their parked values already, up to a factor on their columns. Norms of others are those of
+    the donors, else begin with scale 1, shift 0, running mean 0 and variance 1; what else a unit has, such as the slope of a
+    PReLU, is the incumbents' mean.
     """
     columns, shapes = (
         group.of_role("column"),
@@ -79,6 +79,9 @@ def put_newborns(gates: Gates, group: Group, units: Tensor, born: Newborns) -> N
         for member, values in pieces:
             put(gates, member, units, values)
         _begin_others(gates, group, units, None if born.donors is None else born.donors[born.present])
+    for member in columns if born.chosen is not None and born.woken_columns != 1 else ():
+        entries = member.of(gates.virtual(member.parameter))
+        put(gates, member, units, born.woken_columns * entries[units.to(entries.device)])
     donors = _changed(born.donor_columns, 1.0)
     for member in columns if len(donors) else ():
         assert born.donor_columns is not None

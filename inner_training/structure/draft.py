@@ -109,6 +109,9 @@ class Draft:
         if born.chosen is None:
             self._write(one, reborn, [spread.of(born.rows), spread.of(born.bias[..., None]), spread.of(born.columns)])
             self._begin(one, reborn, None if born.donors is None else spread.numbers(born.donors))
+        elif born.woken_columns != 1:
+            columns = one.columns.of(self.values)
+            one.columns.put(self.values, torch.where(reborn[..., None], born.woken_columns * columns, columns))
         if born.donor_columns is not None:
             shares = born.donor_columns[..., None]
             self._alter(one.columns, one.columns.of(self.values) * shares, active[..., None] & (shares != 1))

@@ -240,6 +240,14 @@ class FlatGroups:
             piece.mark(mask, units[:, span], over)
         return mask
 
+    def largest(self, values: Tensor) -> Tensor:
+        """(N, P): of the values (N, T) of the units that an entry belongs to, the largest; 0 for those of no unit."""
+        found = values.new_zeros(len(values), self.width)
+        for span, piece, _ in self._marks:
+            wide = values[:, span, None].expand(-1, -1, piece.each)
+            piece.put(found, torch.maximum(piece.of(found), wide))
+        return found
+
     def by_group(self, values: Tensor) -> dict[str, Tensor]:
         """Views (N, U) of values (N, T), by group."""
         return {one.name: values[:, one.span] for one in self}

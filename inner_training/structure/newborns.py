@@ -31,6 +31,7 @@ class Newborns:
         donor_rows: (..., U, I) to be added to the incumbents' own incoming weights; None for nothing.
         chosen: (..., k) int64 inactive units that are woken with their parked weights, -1 for none; None where newborns
             are made anew.
+        woken_columns: factor on the parked outgoing weights of chosen units.
     """
 
     rows: Tensor
@@ -41,6 +42,7 @@ class Newborns:
     donor_columns: Tensor | None = None
     donor_rows: Tensor | None = None
     chosen: Tensor | None = None
+    woken_columns: float = 1.0
 
 
 def where_present(newborns: Newborns) -> Newborns:
@@ -69,7 +71,7 @@ def scaled(newborns: Newborns, rows: float = 1.0, columns: float = 1.0) -> Newbo
 
     Args:
         newborns: as a growth method made them.
-        rows: factor on incoming weights and biases, >= 0.
+        rows: factor on incoming weights and biases, >= 0; not of units that are woken, which have theirs.
         columns: factor on outgoing weights, >= 0.
     """
     share = newborns.donor_columns
@@ -80,6 +82,7 @@ def scaled(newborns: Newborns, rows: float = 1.0, columns: float = 1.0) -> Newbo
         columns=newborns.columns * columns,
         donor_columns=None if share is None else 1 - columns * (1 - share),
         donor_rows=None if newborns.donor_rows is None else newborns.donor_rows * rows,
+        woken_columns=newborns.woken_columns * columns,
     )
 
 
@@ -105,7 +108,10 @@ def grown(evidence: Evidence, newborns: Newborns) -> tuple[Tensor, Tensor, Tenso
         rows = rows + newborns.donor_rows
     if newborns.donor_columns is not None:
         columns = columns * newborns.donor_columns[..., None]
-    fresh = 1.0 if newborns.chosen is None else 0.0
+    fresh = 1.0
+    if newborns.chosen is not None:
+        fresh = 0.0
+        columns = torch.where(woken(newborns, live.shape[-1])[..., None], newborns.woken_columns * columns, columns)
     return (
         torch.cat([rows, fresh * newborns.rows], -2),
         torch.cat([bias, fresh * newborns.bias], -1),

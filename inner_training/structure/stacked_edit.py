@@ -33,7 +33,7 @@ class StackedEdit:
     """One change of the units of all runs, and its undoing.
 
     Attributes:
-        kind: ``prune``, ``grow`` or ``reset``.
+        kind: ``prune``, ``grow``, ``reset``, ``mask`` or ``rewind``.
         units: (N, U) bool by group: units removed, born or reset.
     """
 

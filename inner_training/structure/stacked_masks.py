@@ -14,10 +14,10 @@ from trimtab.inner_training.structure.draft import Changed
 from trimtab.inner_training.structure.flat import cleared
 from trimtab.inner_training.structure.stacked_choice import check_runs
 from trimtab.inner_training.structure.stacked_edit import StackedEdit
-from trimtab.inner_training.structure.stacked_moments import StackedMoments
+from trimtab.inner_training.structure.stacked_speed import StackedSpeed
 
 
-class StackedMasks(StackedMoments):
+class StackedMasks(StackedSpeed):
     """Weights that live and weights that are held at zero (see ``Stacked``)."""
 
     def mask(self, live: Mapping[str, Tensor], *, runs: np.ndarray | None = None) -> StackedEdit:

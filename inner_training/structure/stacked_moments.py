@@ -59,17 +59,22 @@ class StackedMoments:
         """Units as the gates of the instances leave them, with random values parked for the inactive ones."""
         learner, device = self.population._learner, self.population.device
         zero = torch.zeros(self._num_runs, dtype=torch.int64, device=device)
-        found = [torch.ones(self._num_runs, one.units, dtype=torch.bool, device=device) for one in self._flat]
-        for place, one in enumerate(self._flat):
-            for name, where in one.gates.items():
-                found[place] = (self._given[name][:, where] != 0).any(2)
-        active = torch.cat(found, 1)
+        active = self._first_active()
         born = torch.full(active.shape, FOREVER, device=device)
         nothing = torch.zeros(
             self._num_runs, learner.parameters.shape[1] if self._masks else 0, dtype=torch.bool, device=device
         )
         units = Units(active, born, zero, zero, zero, torch.zeros_like(learner.parameters), nothing)
         return units._replace(parked=self._parked(learner, units))
+
+    def _first_active(self) -> Tensor:
+        """(N, T) bool, the units that the instances begin with."""
+        device = self.population.device
+        found = torch.ones(self._num_runs, self._flat.total, dtype=torch.bool, device=device)
+        for one in self._flat:
+            for name, where in one.gates.items():
+                found[:, one.span] = (self._given[name][:, where] != 0).any(2)
+        return found
 
     def _parked(self, learner: Learner, units: Units) -> Tensor:
         """(N, P) values of units that were never active: like newborns of the growth method ``random``."""

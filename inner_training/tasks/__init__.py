@@ -55,6 +55,7 @@ _built_in("language", "source code of Python's standard library, byte by byte", 
 _built_in("sprites-vit", "drawn shapes with nuisances, a small vision transformer", "vit:SpritesViT")
 _built_in("sprites-conv", "drawn shapes with nuisances, two convolutions", "images:Sprites")
 _built_in("sprites-resnet", "drawn shapes with nuisances, residual with group norm", "images:Sprites", residual=True)
+_built_in("sprites-head", "drawn shapes, two dense convolutions under a gated head", "images:SpritesHead")
 _built_in("textures-conv", "tiles of photographs that scikit-image ships, two convolutions", "images:Textures")
 _built_in("graph", "nodes of random and bundled graphs, two-layer graph convolution", "graphs:GraphNodes")
 _built_in(

@@ -8,11 +8,13 @@ import numpy as np
 import torch
 
 from trimtab.inner_training.networks import Arrays, build_module
+from trimtab.inner_training.networks.conv_head import ConvHead, initial_conv_head
 from trimtab.inner_training.networks.convnets import ChannelNet, ConvNet, ResidualNet, initial_channels
 from trimtab.inner_training.tasks import sprites, textures
 from trimtab.inner_training.tasks.classification import ClassificationFamily, Examples, Variation
 
 CHANNELS = {"sprites": (8, 16), "textures": (8, 32)}  # of the convolutions
+HEAD_UNITS = 64
 RESIDUAL_CHANNELS = 12
 
 
@@ -66,6 +68,43 @@ class Sprites(ImageFamily):
     def examples(self, rng: np.random.Generator, held_out: bool) -> Examples:
         """Draws shapes, a level of noise and images (see ``sprite_examples``)."""
         return sprites.sprite_examples(rng, held_out)
+
+
+class SpritesHead(ClassificationFamily):
+    """The sprites of ``Sprites``, learned by two dense convolutions under a head of two hidden layers with gates.
+
+    Its units are those of the head alone, so it is the network of choice where growth above a trunk is studied.
+    """
+
+    module: ConvHead
+    max_examples = sprites.MOST
+
+    def __init__(self, name: str, doc: str, units: int = HEAD_UNITS, activation: str = "relu") -> None:
+        """Sets what families have.
+
+        Args:
+            name: lower-case words with hyphens; it seeds the streams of the instances.
+            doc: one line for tables.
+            units: outputs of each hidden layer of the head, at least 8.
+            activation: of the head, a name of ``PLASTIC_ACTIVATIONS``.
+        """
+        self.name, self.doc = name, doc
+        self.module = build_module(
+            lambda: ConvHead(1, sprites.SIZE, CHANNELS["sprites"], units, sprites.CLASSES, activation=activation),
+            seed=0,
+        )
+        self.widest = self.module.dense.units
+        self.inputs = torch.from_numpy(sprites.sprite_table()[0])
+        self.max_batch = self.recipe.batch[1]
+        self.loss_cap = 2 * math.log(sprites.CLASSES)
+
+    def examples(self, rng: np.random.Generator, held_out: bool) -> Examples:
+        """Draws shapes, a level of noise and images (see ``sprite_examples``)."""
+        return sprites.sprite_examples(rng, held_out)
+
+    def initial(self, rng: np.random.Generator, width: int, scale: float, data: Examples) -> tuple[Arrays, Arrays]:
+        """Draws initial parameters and gates (see ``initial_conv_head``)."""
+        return initial_conv_head(self.module, rng, width, scale)
 
 
 class Textures(ImageFamily):

@@ -62,7 +62,7 @@ class Slow:
                 most = round(share * group.units)
                 counts = torch.tensor([count])
                 born = chosen.make(stacked_up, most, seeds[name][run : run + 1], counts)
-                values = {key: value[0] for key, value in vars(born).items() if value is not None}
+                values = {key: value[0] for key, value in vars(born).items() if isinstance(value, Tensor)}
                 editor.bear(name, type(born)(**values), mode, alone)
 
     def assert_same(self) -> None:

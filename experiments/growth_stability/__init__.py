@@ -1,0 +1,1 @@
+"""What becomes of networks whose units are woken or pruned while they train."""
