@@ -31,6 +31,8 @@ class Feed:
         step: (N,) int64 steps done.
         buffers: the module's buffers by name, (N, *shape).
         live: (N, W) float, 0 for weights that a mask holds at zero; None in populations without masks of weights.
+        factor, term: (N, W) what gradients are multiplied with after clipping, and what is added then; None in populations
+            whose gradients nobody steers.
     """
 
     rows: Tensor
@@ -45,6 +47,8 @@ class Feed:
     step: Tensor
     buffers: dict[str, Tensor]
     live: Tensor | None = None
+    factor: Tensor | None = None
+    term: Tensor | None = None
 
     def tensors(self) -> list[Tensor]:
         """Everything that it holds."""

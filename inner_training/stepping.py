@@ -72,6 +72,7 @@ class StepOptions(NamedTuple):
         score: compute the family's score.
         disturbed: take faults.
         masked: hold the weights that ``feed.live`` leaves out at zero.
+        steered: change gradients by ``feed.factor`` and ``feed.term`` after clipping.
     """
 
     clip: bool
@@ -80,6 +81,7 @@ class StepOptions(NamedTuple):
     score: bool = False
     disturbed: bool = False
     masked: bool = False
+    steered: bool = False
 
 
 StepFunction = Callable[..., dict[str, Tensor]]
@@ -183,6 +185,8 @@ def make_step(family: TaskFamily, layout: FlatLayout, options: StepOptions) -> S
         if options.clip and norm is not None:
             # As torch.nn.utils.clip_grad_norm_, which adds 1e-6; an infinite threshold gives exactly 1.
             used = gradient * (threshold[:, None] / (norm[:, None] + 1e-6)).clamp(max=1.0)
+        if options.steered and feed.factor is not None and feed.term is not None:
+            used = used * feed.factor + feed.term
         coefficients = Coefficients(*by[:, :width, None].unbind(1))
         after = update(parameters, used, (first, second), coefficients, layout, options.needs)
         if options.masked and feed.live is not None:  # orthogonalised matrices are dense
