@@ -11,11 +11,12 @@ from experiments.plasticity.tasks import Network
 
 from trimtab.inner_training.structure.maintenance import MAINTENANCE
 
-RATES = (2e-3, 5e-3)  # beside three values of the knob
-ALONE = (1e-3, 2e-3, 3e-3, 5e-3, 8e-3, 1.3e-2)  # of arms without a knob
+RATES = (3e-3, 1e-2)  # beside three values of the knob
+ALONE = (1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2, 3.2e-2)  # of arms without a knob
 ALONE_SGD = (0.01, 0.03, 0.06, 0.1, 0.2, 0.4)
 START, END = 0.1, 0.5  # of the units that Grow begins with, and of the weights that Grow and Prune end with
 EDITS, RESTS = (5, 10, 20), (1, 2, 4, 8)  # numbers of edits, and phases from one to the next
+USUAL = Network()
 Settings = dict[str, float | torch.Tensor]
 
 
@@ -45,7 +46,7 @@ class Arm:
     settings: Callable[[torch.Tensor, int], Settings] | None = None
     operator: str = ""
     rule: str = "adam"
-    network: Network = Network()
+    network: Network = USUAL
     narrow: bool = False
     decays: bool = False
     forgets: bool = False

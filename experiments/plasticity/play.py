@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -13,11 +14,13 @@ from torch import Tensor
 
 from trimtab.inner_training.networks.plastic_mlp import PLASTIC_ACTIVATIONS, PlasticMLP
 from trimtab.inner_training.population import Population
+from trimtab.inner_training.structure.maintenance import MAINTENANCE
 from trimtab.inner_training.structure.stacked import Stacked
 from trimtab.inner_training.structure.stacked_keeping import StackedKeeper, kept_on, maintain_runs
 
 EXAMPLES = 160  # that the rank of hidden layers is taken of
 DORMANT = 0.025  # of the layer's mean
+PAUSE = 10  # steps from one time that units are reset to the next
 
 
 @dataclass(frozen=True)
@@ -93,8 +96,10 @@ class Arena:
                 continue
             assert self._structure is not None
             knob = torch.tensor([run.knob for run in self._given if run.arm == name], dtype=torch.float64)
-            settings = arm.settings(knob, self.family.steps)
-            found.append(maintain_runs(self._structure, arm.method, runs=mask, settings=settings))
+            settings, pause = arm.settings(knob, self.family.steps), 1
+            if MAINTENANCE[arm.method].acts_on == "units":
+                pause = math.gcd(PAUSE, self.family.steps // 2)
+            found.append(maintain_runs(self._structure, arm.method, runs=mask, pause=pause, settings=settings))
         return found
 
     def _advance(self, keepers: list[StackedKeeper], steps: int) -> Tensor:

@@ -34,7 +34,7 @@ class Task:
 
 
 TASKS = {
-    "random-labels": Task(images=80, doc="80 digits get new random labels"),
+    "random-labels": Task(images=40, doc="40 digits get new random labels"),
     "permuted": Task(images=320, doc="320 digits get a new order of their pixels"),
     "steady": Task(images=320, doc="nothing: 320 digits as they are; the control"),
 }
@@ -49,7 +49,7 @@ class Network:
         activation, norm: see ``PlasticMLP``.
     """
 
-    hidden: int = 48
+    hidden: int = 40
     activation: str = "relu"
     norm: bool = False
 

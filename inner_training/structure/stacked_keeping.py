@@ -28,6 +28,7 @@ def maintain_runs(
     runs: np.ndarray | None = None,
     groups: Iterable[str] | None = None,
     compensate: bool | None = None,
+    pause: int = 1,
     settings: Mapping[str, Any] | None = None,
     **more: Any,
 ) -> StackedKeeper:
@@ -41,6 +42,8 @@ def maintain_runs(
         runs: mask (N,) bool of the n runs that are maintained; None for all.
         groups: whose units are reset; None for all. For methods that act on units.
         compensate: whether biases make up for what units gave; None is what the method does. For methods that act on units.
+        pause: steps from one time that units are reset to the next; what is due in between waits, as long as it is due. An
+            edit of a few runs costs about as much as a step of all of them. For methods that act on units.
         settings, more: of the method, by name, instead of their defaults: numbers, or tensors (n,) with one for each run.
 
     Raises:
@@ -52,10 +55,12 @@ def maintain_runs(
         raise UserError("the mask of the runs is empty; name at least one run to maintain")
     index, given = chosen.to(structure.population.device), {**(settings or {}), **more}
     if method.acts_on == "weights":
-        if groups is not None or compensate is not None:
-            raise UserError(f"{name} acts on weights; leave groups and compensate out")
+        if groups is not None or compensate is not None or pause != 1:
+            raise UserError(f"{name} acts on weights; leave groups, compensate and pause out")
         return StackedWeightKeeper(structure, method, index, given)
-    return StackedUnitKeeper(structure, method, index, structure._named(groups), compensate, given)
+    check_whole("pause", pause, 1)
+    options = {"compensate": compensate, "pause": pause, "settings": given}
+    return StackedUnitKeeper(structure, method, index, structure._named(groups), options)
 
 
 def kept_on(population: Population, keepers: Sequence[StackedKeeper], steps: int) -> Telemetry:

@@ -14,7 +14,7 @@ from trimtab.inner_training.structure.collect import made
 from trimtab.inner_training.structure.draft import Draft
 from trimtab.inner_training.structure.draws import Draws
 from trimtab.inner_training.structure.evidence import Evidence
-from trimtab.inner_training.structure.maintenance import Method
+from trimtab.inner_training.structure.maintenance import Method, checked_settings
 from trimtab.inner_training.structure.resetter import Resetter
 from trimtab.inner_training.structure.sight import mean_abs
 from trimtab.inner_training.structure.stacked import Stacked
@@ -34,14 +34,15 @@ class StackedUnitKeeper:
     rest = 1
 
     def __init__(
-        self, structure: Stacked, method: Method, runs: Tensor, groups: list[str], compensate: bool | None,
-        settings: Mapping[str, Any],
+        self, structure: Stacked, method: Method, runs: Tensor, groups: list[str], options: Mapping[str, Any]
     ) -> None:  # fmt: skip
         """Use ``stacked_keeping.maintain_runs``."""
         self.method, self._structure, self._runs = method, structure, runs
         self._groups = {name: structure._flat[name] for name in groups}
-        self._compensates = method.compensates if compensate is None else compensate
-        self._check()
+        compensate, settings = options["compensate"], options["settings"]
+        self._compensates = method.compensates if compensate is None else bool(compensate)
+        self._steps, self._pause = 0, int(options["pause"])
+        self._check(settings)
         population = structure.population
         seeds = population._feed.seed[runs]
         self._resetters = {
@@ -60,7 +61,12 @@ class StackedUnitKeeper:
         self._slopes: dict[str, Tensor] = {}
         self._born, self._done = structure._units.born[runs], population.steps_done[runs.cpu().numpy()].copy()
 
-    def _check(self) -> None:
+    def _check(self, settings: Mapping[str, Any]) -> None:
+        every = checked_settings(self.method, settings).get("every")
+        if every is not None and bool((every % self._pause != 0).any()):
+            raise UserError(
+                f"pause is {self._pause}, but {self.method.name} checks each {int(every.max())} steps; give a divisor of that"
+            )
         if self._compensates and not self.method.compensates:
             raise UserError(f"{self.method.name} does not know what units give on average; leave compensate out")
         for name, one in self._groups.items():
@@ -98,8 +104,9 @@ class StackedUnitKeeper:
             resetter.observe(self._evidence(name, units.active[self._runs][:, span]), self._outputs.get(name, ()))
             due[name] = resetter.due
         self._done = done.copy()
+        self._steps += 1
         which = torch.stack([one.any(1) for one in due.values()]).any(0).nonzero()[:, 0]
-        if len(which):
+        if len(which) and self._steps % self._pause == 0:
             self._renew(which, {name: one[which] for name, one in due.items()})
             for name, resetter in self._resetters.items():
                 self.resets[name] += due[name].sum(1)

@@ -189,6 +189,18 @@ def test_each_run_has_its_settings() -> None:
     ]
 
 
+@pytest.mark.parametrize("name", ["continual-backprop", "random-reset", "redo"])
+def test_what_is_due_waits_for_the_pause(name: str) -> None:
+    structure, settings = begun(), {**BRISK[name]}
+    keeper = maintain_runs(structure, name, pause=4, settings=settings)
+    counts = []
+    for _ in range(16):
+        kept_on(structure.population, [keeper], 1)
+        counts.append(int(torch.stack([*keeper.resets.values()]).sum()))  # type: ignore[union-attr]
+    steps = np.diff([0, *counts]).nonzero()[0] + 1
+    assert len(steps) > 1 and not (steps % 4).any()
+
+
 def test_a_run_that_begins_anew_is_new_to_its_keeper() -> None:
     structure = begun()
     keeper = maintain_runs(structure, "random-reset", rate=0.2, maturity=8)
@@ -222,5 +234,7 @@ def test_bad_input_is_named() -> None:
         maintain_runs(structure, "redo", compensate=True)
     with pytest.raises(UserError, match="name at least one run"):
         maintain_runs(structure, "redo", runs=np.zeros(4, dtype=bool))
+    with pytest.raises(UserError, match="give a divisor of that"):
+        maintain_runs(structure, "redo", every=50, pause=20)
     with pytest.raises(UserError, match="step by one"):
         maintain_runs(structure, "redo").step(2)  # type: ignore[union-attr]
