@@ -23,13 +23,13 @@ class StackedWeightKeeper:
 
     Attributes:
         method: its entry in the table.
-        steps: how many steps it has taken in.
+        steps: (n,) int64 on the host, how many steps it has taken in of each run.
     """
 
     def __init__(self, structure: Stacked, method: Method, runs: Tensor, settings: Mapping[str, Any]) -> None:
         """Use ``stacked_keeping.maintain_runs``."""
         assert isinstance(method.rule, WeightRule)
-        self.method, self.steps, self._structure, self._runs = method, 0, structure, runs
+        self.method, self._structure, self._runs = method, structure, runs
         self._rule, population = method.rule, structure.population
         self._bounds = initial_bounds(population.family.module)
         if not self._bounds:
@@ -38,6 +38,7 @@ class StackedWeightKeeper:
         for name, value in exact.items():
             if value.ndim and tuple(value.shape) != (len(runs),):
                 raise MismatchError(f"{name} has the shape {tuple(value.shape)}; give one number, or ({len(runs)},)")
+        self.steps = torch.zeros(len(runs), dtype=torch.int64)
         self._every = exact.pop("every", torch.tensor(1)).expand(len(runs))
         self._settings = {name: value.float().to(runs.device).expand(len(runs)) for name, value in exact.items()}
         self._memory = self._rule.begin(self._values(population._learner.parameters))
@@ -62,6 +63,15 @@ class StackedWeightKeeper:
         word = draw_words((feed.seed[self._runs] + STREAM) & WORD, feed.step[self._runs] & WORD) & WORD
         return Draws(word, (len(self._runs),), word.device)
 
+    def _begin(self, begun: Tensor) -> None:
+        """The runs (n,) bool have not made a step yet: what is remembered of them begins with their values."""
+        if bool(begun.any()):
+            self.steps[begun] = 0
+            fresh = self._rule.begin(self._values(self._structure.population._learner.parameters))
+            for name, old in self._memory.items():
+                where = begun.to(old.device).view(-1, *[1] * (old.ndim - 1))
+                self._memory[name] = torch.where(where, fresh[name], old)
+
     def _held(self) -> Tensor:
         """(n, P) bool, entries that are held at zero."""
         units = self._structure._units
@@ -69,10 +79,11 @@ class StackedWeightKeeper:
         return held | units.masked[self._runs] if units.masked.shape[1] else held
 
     def ahead(self) -> None:
-        """Says how the next gradients are changed; to be called before each step."""
+        """Says how the next gradients are changed; to be called before each stretch of steps."""
+        population = self._structure.population
+        self._begin(torch.from_numpy(population.steps_done[self._runs.cpu().numpy()] == 0))
         if not self._rule.steers:
             return
-        population = self._structure.population
         self._before = population._learner.parameters
         values = self._values(self._before)
         factors, terms = self._rule.ahead(values, self._memory, self._settings, self._drawing())
@@ -91,7 +102,7 @@ class StackedWeightKeeper:
         Args:
             steps: that were taken since.
         """
-        self.steps += steps
+        self.steps = self.steps + steps
         population = self._structure.population
         if self._before is not None:
             slopes = self._values(population._last_gradient)

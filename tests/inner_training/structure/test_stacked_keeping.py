@@ -211,6 +211,19 @@ def test_a_run_that_begins_anew_is_new_to_its_keeper() -> None:
     assert counts[0] == 0 and bool((counts[1:] > 0).all())
 
 
+def test_a_run_that_begins_anew_is_held_to_its_own_beginning() -> None:
+    """Under a pull that is far stronger than the gradient, weights end where their run began."""
+    structure = begun(2)
+    keeper = maintain_runs(structure, "l2-init", strength=torch.tensor([10.0, 0.0]))
+    kept_on(structure.population, [keeper], 3)
+    instance = family_of("mlp").made(9, "adam")
+    structure.population.reset([0], [instance])
+    kept_on(structure.population, [keeper], 60)
+    assert keeper.steps.tolist() == [60, 63]  # type: ignore[union-attr]
+    for name, value in structure.population.parameters_of(0).items():
+        torch.testing.assert_close(value, torch.from_numpy(np.asarray(instance.parameters[name])), atol=0.05, rtol=0)
+
+
 def test_resets_of_keepers_are_not_undone() -> None:
     structure = begun()
     edit = structure.remove({"layers.0": torch.zeros(4, 8, dtype=torch.bool).index_fill(1, torch.tensor([1]), True)})
