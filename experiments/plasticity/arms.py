@@ -82,11 +82,11 @@ ARMS: dict[str, Arm] = {
         forgets=True,
     ),
     "narrow": Arm(doc="the width that Grow and Prune end with, from the beginning on", narrow=True),
-    "l2": Arm(doc="weight decay", rates=RATES, knob="weight decay", values=(1e-5, 1e-4, 1e-3), decays=True),
+    "l2": Arm(doc="weight decay", rates=RATES, knob="weight decay", values=(1e-4, 1e-3, 1e-2), decays=True),
     "redo": _of_method("redo", "threshold", (0.025, 0.1, 0.3), _checked),
     "grama": _of_method("grama", "threshold", (0.01, 0.1, 0.3), _checked),
-    "continual-backprop": _of_method("continual-backprop", "rate", (1e-4, 1e-3, 5e-3), _replacing),
-    "random-reset": _of_method("random-reset", "rate", (1e-4, 1e-3, 5e-3), _replacing),
+    "continual-backprop": _of_method("continual-backprop", "rate", (1e-3, 5e-3, 2e-2), _replacing),
+    "random-reset": _of_method("random-reset", "rate", (1e-3, 5e-3, 2e-2), _replacing),
     "self-normalised": _of_method(
         "self-normalised", "percentile", (0.9, 0.97, 0.99),
         lambda knob, steps: {"percentile": knob, "first": 20, "longest": 200, "window": 200},
@@ -96,12 +96,12 @@ ARMS: dict[str, Arm] = {
         lambda knob, steps: {"keep": knob, "noise": 1 - knob, "every": steps},
     ),
     "shrink-and-perturb-step": _of_method(
-        "shrink-and-perturb-step", "1 - keep", (1e-3, 4e-3, 1.6e-2),
+        "shrink-and-perturb-step", "1 - keep", (4e-3, 1.6e-2, 6.4e-2),
         lambda knob, steps: {"keep": 1 - knob, "noise": (1 - (1 - knob) ** 2).sqrt(), "every": 10},
     ),
-    "l2-init": _of_method("l2-init", "strength", (1e-4, 1e-3, 1e-2), lambda knob, steps: {"strength": knob}),
+    "l2-init": _of_method("l2-init", "strength", (1e-3, 1e-2, 1e-1), lambda knob, steps: {"strength": knob}),
     "l2-noise": _of_method(
-        "l2-noise", "strength", (1e-5, 1e-4, 1e-3), lambda knob, steps: {"strength": knob, "noise": 1e-3, "every": 10}
+        "l2-noise", "strength", (1e-4, 1e-3, 1e-2), lambda knob, steps: {"strength": knob, "noise": 1e-3, "every": 10}
     ),
     "weight-clipping": _of_method("weight-clipping", "kappa", (1.0, 2.0, 4.0), lambda knob, steps: {"kappa": knob}),
     "upgd": _of_method("upgd", "noise", (1e-4, 1e-3, 1e-2), lambda knob, steps: {"noise": knob}),

@@ -48,7 +48,7 @@ class Arena:
     Args:
         network: of all of them.
         phases, steps: phases of a run, and steps of a phase.
-        places: runs that are played at once; what is left over is filled with repetitions.
+        places: runs that are played at once; what is left over is filled with the first of them.
         mode: of the population.
     """
 
@@ -63,7 +63,7 @@ class Arena:
 
     def play(self, runs: Sequence[Run]) -> Played:
         """Plays the runs, at most as many as there are places."""
-        self._given = [runs[place % len(runs)] for place in range(self._runs.num_runs)]
+        self._given = [*runs, *[runs[0]] * (self._runs.num_runs - len(runs))]
         instances = [self.family.instance(self._recipe(run)) for run in self._given]
         self._runs.reset(range(len(instances)), instances)
         keepers = self._keepers()

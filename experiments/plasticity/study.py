@@ -155,33 +155,49 @@ def by_network() -> dict[Network, list[str]]:
 
 
 def played_rows(size: Size, say: Callable[[str], None] = print) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Rows of tuning and of reported runs; what ``size.keep`` has already is not played again."""
+    """Rows of tuning and of reported runs; runs that ``size.keep`` has already are not played again."""
     tuned: list[dict[str, Any]] = []
     reported: list[dict[str, Any]] = []
     for number, (network, names) in enumerate(by_network().items()):
-        trials = tuning_runs(size, names)
+        trials, kept = tuning_runs(size, names), _Kept(size, f"network-{number}")
         untuned = {task: dict.fromkeys(names, (1.0, 1.0)) for task in TASKS}
-        most = max(len(trials), len(reported_runs(size, names, untuned) + edit_runs(size, names, untuned)))
-        arena = cache(partial(Arena, network, size.phases, size.steps, most, size.mode))
-        say(f"{network}: {len(trials)} runs to tune {len(names)} arms")
-        own = _kept(size, f"tuned-{number}", trials, arena)
+        count = len(reported_runs(size, names, untuned) + edit_runs(size, names, untuned))
+        arena = cache(
+            partial(Arena, network, size.phases, size.steps, max(len(kept.missing(trials)), count), size.mode)
+        )
+        say(f"{network}: {len(kept.missing(trials))} runs to tune {len(names)} arms")
+        own = kept.rows(trials, arena)
         best = best_of(own)
         chosen = reported_runs(size, names, best) + edit_runs(size, names, best)
-        say(f"{network}: {len(chosen)} runs to report")
-        tuned, reported = tuned + own, reported + _kept(size, f"reported-{number}", chosen, arena)
+        say(f"{network}: {len(kept.missing(chosen))} runs to report")
+        tuned, reported = tuned + own, reported + kept.rows(chosen, arena)
     return tuned, reported
 
 
-def _kept(size: Size, name: str, runs: list[Run], arena: Callable[[], Arena]) -> list[dict[str, Any]]:
-    file = None if size.keep is None else size.keep / f"{name}.json"
-    if file is not None and file.exists():
-        found: list[dict[str, Any]] = json.loads(file.read_text())
-        return found
-    rows = rows_of(runs, arena().play(runs), size.ends)
-    if file is not None:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps(rows))
-    return rows
+class _Kept:
+    """Rows of runs that have been played, in a file where there is a folder for it."""
+
+    def __init__(self, size: Size, name: str) -> None:
+        self._ends, self._rows = size.ends, dict[Run, dict[str, Any]]()
+        self._file = None if size.keep is None else size.keep / f"{name}.json"
+        if self._file is not None and self._file.exists():
+            self._note(json.loads(self._file.read_text()))
+
+    def _note(self, rows: list[dict[str, Any]]) -> None:
+        fields = Run.__dataclass_fields__
+        self._rows |= {Run(**{name: row[name] for name in fields}): row for row in rows}
+
+    def missing(self, runs: list[Run]) -> list[Run]:
+        return [run for run in runs if run not in self._rows]
+
+    def rows(self, runs: list[Run], arena: Callable[[], Arena]) -> list[dict[str, Any]]:
+        missing = self.missing(runs)
+        if missing:
+            self._note(rows_of(missing, arena().play(missing), self._ends))
+        if missing and self._file is not None:
+            self._file.parent.mkdir(parents=True, exist_ok=True)
+            self._file.write_text(json.dumps([*self._rows.values()]))
+        return [self._rows[run] for run in runs]
 
 
 def result(size: Size, tuned: list[dict[str, Any]], reported: list[dict[str, Any]]) -> dict[str, Any]:

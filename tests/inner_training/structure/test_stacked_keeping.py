@@ -12,8 +12,11 @@ from torch import Tensor
 from torch.func import functional_call
 
 import trimtab
-from tests.inner_training.structure.populations import BATCH, family_of
+from tests.inner_training.structure.populations import BATCH, NETWORKS, Tiny, family_of
 from trimtab.errors import MismatchError, UnknownNameError, UserError
+from trimtab.inner_training.networks import build_module
+from trimtab.inner_training.networks.plastic_mlp import PlasticMLP, initial_plastic_parameters
+from trimtab.inner_training.networks.seeding import Arrays
 from trimtab.inner_training.population import Population
 from trimtab.inner_training.structure.keeping import maintain
 from trimtab.inner_training.structure.maintenance import MAINTENANCE
@@ -36,9 +39,21 @@ BRISK: dict[str, dict[str, float]] = {
 RULES = ("sgd", "adam")
 
 
-def begun(runs: int = 4, width: float = 1.0) -> Stacked:
+class Crelu(Tiny):
+    """Units that are read at two positions each."""
+
+    def __init__(self) -> None:
+        self.name, self.inputs = "tiny-crelu", NETWORKS["mlp"][1]
+        self.module = build_module(lambda: PlasticMLP(5, 8, 3, depth=2, activation="crelu"), seed=0)
+
+    def initial(self, rng: np.random.Generator, width: float) -> tuple[Arrays, Arrays]:
+        assert isinstance(self.module, PlasticMLP)
+        return initial_plastic_parameters(self.module, rng, self.module.units, 1.0)
+
+
+def begun(runs: int = 4, width: float = 1.0, family: Tiny | None = None) -> Stacked:
     """Runs under SGD and Adam in turn, with whole batches and halves of them."""
-    family = family_of("mlp")
+    family = family_of("mlp") if family is None else family
     made = Population(family, runs, rules=RULES, mode="eager")
     instances = [
         family.made(seed, RULES[seed % 2], width, BATCH if seed < 2 else BATCH // 2, decay=0.0) for seed in range(runs)
@@ -83,10 +98,13 @@ class Twin:
         return self.keeper.step()
 
 
-@pytest.mark.parametrize("name", [name for name, one in MAINTENANCE.items() if one.acts_on == "units"])
-def test_the_same_units_are_reset_as_in_plain_modules(name: str) -> None:
+UNITS = [name for name, one in MAINTENANCE.items() if one.acts_on == "units"]
+
+
+@pytest.mark.parametrize(("name", "family"), [*((name, None) for name in UNITS), ("continual-backprop", Crelu())])
+def test_the_same_units_are_reset_as_in_plain_modules(name: str, family: Tiny | None) -> None:
     """All but the fresh rows is compared at each step; the module takes these over."""
-    structure = begun()
+    structure = begun(family=family)
     keeper = maintain_runs(structure, name, settings=BRISK[name])
     twins = [Twin(structure, run, name, BRISK[name]) for run in range(4)]
     for step in range(16):
@@ -251,3 +269,23 @@ def test_bad_input_is_named() -> None:
         maintain_runs(structure, "redo", every=50, pause=20)
     with pytest.raises(UserError, match="step by one"):
         maintain_runs(structure, "redo").step(2)  # type: ignore[union-attr]
+
+
+@pytest.mark.slow
+def test_compiled_steps_are_steered_as_eager_ones() -> None:
+    found = []
+    for mode in ("compile", "eager"):
+        family = family_of("mlp")
+        runs = Population(family, 4, rules=RULES, mode=mode)  # type: ignore[arg-type]
+        runs.reset(range(4), [family.made(seed, RULES[seed % 2]) for seed in range(4)])
+        structure = Stacked(runs, compile=False)
+        keepers = [
+            maintain_runs(structure, "l2-init", runs=np.arange(4) < 2, strength=0.1),
+            maintain_runs(structure, "upgd", runs=np.arange(4) > 1, noise=0.01),
+            maintain_runs(structure, "continual-backprop", **BRISK["continual-backprop"]),
+        ]
+        kept_on(runs, keepers, 8)
+        found.append((runs.mode, runs._learner.parameters))
+    if found[0][0] == "eager":
+        pytest.skip("there is no compiler here")
+    torch.testing.assert_close(found[0][1], found[1][1], rtol=1e-3, atol=1e-4)
