@@ -83,6 +83,28 @@ def _cell(row: Mapping[str, Any] | None) -> str:
     return f"{span(row['online'])}, {row['early'][0]:.2f} to {row['late'][0]:.2f}"
 
 
+def pairs(found: Found) -> list[str]:
+    """Paired differences of the online accuracy between arms."""
+    tasks = list(found["pairs"])
+    names = list(found["pairs"][tasks[0]])
+    lines = [
+        [
+            " - ".join(f"`{one}`" for one in name.split(" - ")),
+            *(span(found["pairs"][task][name], "+.3f") for task in tasks),
+        ]
+        for name in names
+    ]
+    return _table(("difference", *tasks), lines)
+
+
+def diagnostics(found: Found) -> list[str]:
+    """How far dormant units and rank at the end go with the late accuracy, over arms."""
+    lines = [
+        [task, *(f"{row[name]:+.2f}" for name in ("dormant", "rank"))] for task, row in found["diagnostics"].items()
+    ]
+    return _table(("task", "dormant share", "effective rank"), lines)
+
+
 def tried(found: Found) -> list[str]:
     """What every arm was tuned over."""
     lines = []
@@ -98,6 +120,8 @@ TABLES: dict[str, Callable[[Found], list[str]]] = {
     "arms": tried,
     "check": check,
     **{task: partial(arms, task) for task in TASKS},
+    "pairs": pairs,
+    "diagnostics": diagnostics,
     **{f"edits-{task}": partial(edits, task) for task in TASKS if task != "steady"},
 }
 

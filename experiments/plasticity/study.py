@@ -15,6 +15,10 @@ from experiments.plasticity.play import Arena, Played
 from experiments.plasticity.tasks import TASKS, Network
 from scipy import stats
 
+PAIRS = (
+    ("prune", "prune-stay"), ("prune", "fresh"), ("prune", "random-reset"), ("grow", "narrow"), ("continual-backprop", "fresh"),
+    ("grama", "fresh"), ("crelu", "fresh"), ("continual-backprop", "grama"), ("none-sgd", "fresh"),
+)  # fmt: skip
 CHANGING = tuple(task for task in TASKS if task != "steady")
 METRICS = ("online", "early", "late", "final", "dormant", "rank", "active")
 
@@ -206,6 +210,7 @@ def result(size: Size, tuned: list[dict[str, Any]], reported: list[dict[str, Any
     found: dict[str, Any] = {
         "phases": size.phases, "steps": size.steps, "ends": size.ends, "tuned": list(size.tuned),
         "reported": list(size.reported), "tuning": {}, "tasks": {}, "edits": {},
+        "pairs": {}, "diagnostics": {},
     }  # fmt: skip
     for task in TASKS:
         own = [row for row in reported if row["task"] == task]
@@ -219,10 +224,25 @@ def result(size: Size, tuned: list[dict[str, Any]], reported: list[dict[str, Any
             name: {**summary(rows), "minus_none": compared(rows, main["none"]), "minus_random": compared(rows, main["random-reset"])}
             for name, rows in main.items()
         }  # fmt: skip
+        found["pairs"][task] = {
+            f"{one} - {other}": compared(main[one], main[other]) for one, other in PAIRS if {one, other} <= set(main)
+        }
+        found["diagnostics"][task] = _correlations(found["tasks"][task])
         found["tuning"][task] = {name: _settings(tuned, task, name) for name in ARMS}
     for task in CHANGING:
         own = [row for row in reported if row["task"] == task]
         found["edits"][task] = {name: _grid(own, name) for name, arm in ARMS.items() if arm.operator}
+    return found
+
+
+def _correlations(rows: dict[str, Any]) -> dict[str, float]:
+    """Spearman's rank correlation over arms of what is measured at the end with the late online accuracy."""
+    late = [row["late"][0] for row in rows.values()]
+    found = {}
+    for name in ("dormant", "rank"):
+        values = [row[name][0] for row in rows.values()]
+        known = len(set(values)) > 1 and len(set(late)) > 1
+        found[name] = round(float(stats.spearmanr(values, late).statistic), 3) if known else 0.0
     return found
 
 
