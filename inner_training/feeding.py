@@ -33,6 +33,8 @@ class Feed:
         live: (N, W) float, 0 for weights that a mask holds at zero; None in populations without masks of weights.
         fast_until: (N, W) int64, the step before which a weight of a newborn is fast; None in populations without Two-Speed.
         speed: (N,) float, factor on the steps of fast weights; None with it.
+        factor, term: (N, W) what gradients are multiplied with after clipping, and what is added then; None in populations
+            whose gradients nobody steers.
     """
 
     rows: Tensor
@@ -49,6 +51,8 @@ class Feed:
     live: Tensor | None = None
     fast_until: Tensor | None = None
     speed: Tensor | None = None
+    factor: Tensor | None = None
+    term: Tensor | None = None
 
     def tensors(self) -> list[Tensor]:
         """Everything that it holds."""

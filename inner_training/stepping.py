@@ -74,6 +74,7 @@ class StepOptions(NamedTuple):
         disturbed: take faults.
         masked: hold the weights that ``feed.live`` leaves out at zero.
         hastened: lengthen the steps of weights that are fast, by ``feed.fast_until`` and ``feed.speed``.
+        steered: change gradients by ``feed.factor`` and ``feed.term`` after clipping.
     """
 
     clip: bool
@@ -83,6 +84,7 @@ class StepOptions(NamedTuple):
     disturbed: bool = False
     masked: bool = False
     hastened: bool = False
+    steered: bool = False
 
 
 StepFunction = Callable[..., dict[str, Tensor]]
@@ -186,6 +188,8 @@ def make_step(family: TaskFamily, layout: FlatLayout, options: StepOptions) -> S
         if options.clip and norm is not None:
             # As torch.nn.utils.clip_grad_norm_, which adds 1e-6; an infinite threshold gives exactly 1.
             used = gradient * (threshold[:, None] / (norm[:, None] + 1e-6)).clamp(max=1.0)
+        if options.steered and feed.factor is not None and feed.term is not None:
+            used = used * feed.factor + feed.term
         coefficients = Coefficients(*by[:, :width, None].unbind(1))
         after = update(parameters, used, (first, second), coefficients, layout, options.needs)
         if options.hastened and feed.fast_until is not None and feed.speed is not None:

@@ -156,9 +156,18 @@ class Draft:
         self._awake(one, units)
 
     def compensate(self, one: FlatGroup, units: Tensor, mean: Tensor) -> None:
-        """Adds to the biases of what reads units (N, U) what these put out on average (N, U), times their columns."""
-        columns = self.weights(one).read("weights_out")
-        lost = (columns * torch.where(units, mean, 0.0)[..., None]).sum(1)
+        """Adds to the biases of what reads units (N, U) what these put out on average, times their columns.
+
+        The average is (N, U), or (N, U, K) with one for each position of the columns, one column after the other.
+        """
+        columns, positions = self.weights(one).read("weights_out"), sum(each for each, _ in one.readers)
+        means = torch.where(units[..., None], mean if mean.ndim > 2 else mean[..., None].expand(-1, -1, positions), 0.0)
+        shares = means.split([each for each, _ in one.readers], 2)  # type: ignore[no-untyped-call]
+        spread = [
+            share.repeat_interleave((part.stop - part.start) // share.shape[2], 2)
+            for part, share in zip(one.columns.slices(), shares, strict=True)
+        ]
+        lost = (columns * torch.cat(spread, 2)).sum(1)
         for part, (each, bias) in zip(one.columns.slices(), one.readers, strict=True):
             assert bias is not None
             share = lost[:, part].view(len(lost), each, len(bias), -1).sum((1, 3))

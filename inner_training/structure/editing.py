@@ -158,10 +158,10 @@ class Editor:
         ])  # fmt: skip
 
         def change() -> None:
+            compensate(held, biases)  # before the newborns, of which some may read others: their biases are zero
             for name, gone in units.items():
                 put_newborns(held, held.groups[name], gone, fresh[name])
                 held.born[name][gone] = held.steps
-            compensate(held, biases)
             none = {name: torch.full((len(gone),), -1) for name, gone in units.items()}
             self._begin(units, mode, none)
 

@@ -78,3 +78,11 @@ class StackedMasks(StackedSpeed):
         self._ring.change(lambda moment: moment._replace(masked=nothing))
         runs._feed.live = (~nothing).float()
         runs._programs = runs._built(runs._options._replace(masked=True), runs.block)
+
+    def steered(self) -> None:
+        """Makes room for what changes gradients (``Feed.factor`` and ``Feed.term``); it rebuilds the step, once."""
+        runs = self.population
+        if runs._feed.factor is None:
+            runs._feed.factor = torch.ones(self._num_runs, runs.layout.width, device=runs.device)
+            runs._feed.term = torch.zeros_like(runs._feed.factor)
+            runs._programs = runs._built(runs._options._replace(steered=True), runs.block)

@@ -167,6 +167,16 @@ class StackedMoments:
         self.population._anchors.release(entries)
         self._open_gates()
 
+    def _put_rows(self, runs: Tensor, draft: Draft) -> None:
+        """Puts a draft of some runs (n,) into force, for good: no edit of before can be undone there."""
+        self._number += 1
+        after = draft.finished(self._number)
+        learner, units = self.population._learner, self._units
+        whole = (Learner(*(old.index_copy(0, runs, new) for old, new in zip(learner, after.learner, strict=True))),
+                 Units(*(old.index_copy(0, runs, new) for old, new in zip(units, after.units, strict=True))))  # fmt: skip
+        entries = torch.zeros_like(learner.parameters, dtype=torch.bool).index_copy(0, runs, after.entries)
+        self._put(*whole, entries)
+
     def _undo(self, before: Before) -> Tensor:
         runs, now, units = self._units.last == before.number, self.population._learner, self._units
         entries, which = before.entries & runs[:, None], before.which & runs[:, None]

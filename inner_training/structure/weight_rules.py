@@ -54,16 +54,19 @@ def clipped(values: Tensor, bound: float, kappa: Number) -> Tensor:
     return torch.minimum(torch.maximum(values, -limit), limit)
 
 
-def perturbed_gradient(gradient: Tensor, noise: Tensor, worth: Tensor, best: Tensor) -> Tensor:
-    """UPGD's gradient: 2 (g + noise) (1 - sigmoid(worth / best)); useful weights move less.
+def unworthiness(worth: Tensor, best: Tensor) -> Tensor:
+    """UPGD's factor of gradient and noise: 2 (1 - sigmoid(worth / best)); useful weights move less.
 
     Args:
-        gradient, noise, worth: (*runs, *shape); worth is the running average of -g w.
-        best: (*runs) the largest worth of the run's weights. Where it is not above 0 no weight is useful, and all move
-            by g + noise.
+        worth: (*runs, *shape), the running average of -g w.
+        best: (*runs) the largest worth of the run's weights. Where it is not above 0 no weight is useful, and the factor
+            is 1.
+
+    >>> unworthiness(torch.tensor([0.0, 2.0]), torch.tensor(2.0))
+    tensor([1.0000, 0.5379])
     """
     best = torch.as_tensor(along(best.clamp(min=0), worth))
-    return 2 * (gradient + noise) * (1 - torch.sigmoid(ratio(worth, best.expand_as(worth))))
+    return 2 * (1 - torch.sigmoid(ratio(worth, best.expand_as(worth))))
 
 
 def initial_bounds(model: nn.Module) -> dict[str, float]:
@@ -105,12 +108,26 @@ class WeightRule:
         del values
         return {}
 
+    def seen(self, gradients: Tensors, values: Tensors, memory: Tensors, settings: Mapping[str, Number]) -> Tensors:
+        """The memory after gradients at some values."""
+        del gradients, values, settings
+        return memory
+
+    def ahead(
+        self, values: Tensors, memory: Tensors, settings: Mapping[str, Number], draws: Draws
+    ) -> tuple[Tensors, Tensors]:
+        """What the next gradients are multiplied with, and what is added to that; of all weights, or of none."""
+        del values, memory, settings, draws
+        return {}, {}
+
     def steered(
         self, gradients: Tensors, values: Tensors, memory: Tensors, settings: Mapping[str, Number], draws: Draws
     ) -> tuple[Tensors, Tensors]:
         """Gradients for the optimizer, and the memory after it."""
-        del values, settings, draws
-        return gradients, memory
+        memory = self.seen(gradients, values, memory, settings)
+        factors, terms = self.ahead(values, memory, settings, draws)
+        found = {k: factors[k] * g if k in factors else g for k, g in gradients.items()}
+        return {k: g + terms[k] if k in terms else g for k, g in found.items()}, memory
 
     def moved(
         self,
@@ -153,13 +170,12 @@ class TowardsInitial(WeightRule):
         """As ``WeightRule.begin`` says."""
         return {name: one.detach().clone() for name, one in values.items()}
 
-    def steered(
-        self, gradients: Tensors, values: Tensors, memory: Tensors, settings: Mapping[str, Number], draws: Draws
+    def ahead(
+        self, values: Tensors, memory: Tensors, settings: Mapping[str, Number], draws: Draws
     ) -> tuple[Tensors, Tensors]:
-        """As ``WeightRule.steered`` says."""
+        """As ``WeightRule.ahead`` says."""
         del draws
-        strength = settings["strength"]
-        return {k: g + towards(values[k], memory[k], strength) for k, g in gradients.items()}, memory
+        return {}, {k: towards(value, memory[k], settings["strength"]) for k, value in values.items()}
 
 
 class DecayAndNoise(WeightRule):
@@ -167,12 +183,12 @@ class DecayAndNoise(WeightRule):
 
     steers = moves = draws = True
 
-    def steered(
-        self, gradients: Tensors, values: Tensors, memory: Tensors, settings: Mapping[str, Number], draws: Draws
+    def ahead(
+        self, values: Tensors, memory: Tensors, settings: Mapping[str, Number], draws: Draws
     ) -> tuple[Tensors, Tensors]:
-        """As ``WeightRule.steered`` says."""
-        del draws
-        return {k: g + towards(values[k], 0.0, settings["strength"]) for k, g in gradients.items()}, memory
+        """As ``WeightRule.ahead`` says."""
+        del memory, draws
+        return {}, {k: towards(value, 0.0, settings["strength"]) for k, value in values.items()}
 
     def moved(
         self,
@@ -213,18 +229,21 @@ class UtilityPerturbed(WeightRule):
         """As ``WeightRule.begin`` says."""
         return {name: torch.zeros_like(one) for name, one in values.items()}
 
-    def steered(
-        self, gradients: Tensors, values: Tensors, memory: Tensors, settings: Mapping[str, Number], draws: Draws
-    ) -> tuple[Tensors, Tensors]:
-        """As ``WeightRule.steered`` says."""
-        runs = draws.batch
+    def seen(self, gradients: Tensors, values: Tensors, memory: Tensors, settings: Mapping[str, Number]) -> Tensors:
+        """As ``WeightRule.seen`` says."""
         share = {k: along(1 - settings["decay"], g) for k, g in gradients.items()}
-        worth = {k: memory[k] + share[k] * (-g * values[k] - memory[k]) for k, g in gradients.items()}
+        return {**memory, **{k: memory[k] + share[k] * (-g * values[k] - memory[k]) for k, g in gradients.items()}}
+
+    def ahead(
+        self, values: Tensors, memory: Tensors, settings: Mapping[str, Number], draws: Draws
+    ) -> tuple[Tensors, Tensors]:
+        """As ``WeightRule.ahead`` says."""
+        worth = {k: memory[k] for k in values}
         # Its start does not need a correction, as it is the same in all of them.
-        best = torch.stack([one.reshape(*runs, -1).amax(-1) for one in worth.values()]).amax(0)
-        noise = {k: along(settings["noise"], drawn) * drawn for k, drawn in _drawn(gradients, draws, normal=True)}
-        found = {k: perturbed_gradient(g, noise[k], worth[k], best) for k, g in gradients.items()}
-        return found, {**memory, **worth}
+        best = torch.stack([one.reshape(*draws.batch, -1).amax(-1) for one in worth.values()]).amax(0)
+        factors = {k: unworthiness(one, best) for k, one in worth.items()}
+        noise = _drawn(values, draws, normal=True)
+        return factors, {k: factors[k] * along(settings["noise"], drawn) * drawn for k, drawn in noise}
 
 
 def _drawn(tensors: Mapping[str, Tensor], draws: Draws, normal: bool) -> Iterator[tuple[str, Tensor]]:

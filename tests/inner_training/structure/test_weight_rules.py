@@ -15,9 +15,9 @@ from trimtab.inner_training.structure.weight_rules import (
     WeightRule,
     clipped,
     initial_bounds,
-    perturbed_gradient,
     shrink_and_perturb,
     towards,
+    unworthiness,
 )
 
 RUNS, SHAPE = 3, (2, 4)
@@ -53,7 +53,7 @@ def test_formulas_entry_by_entry() -> None:
     def upgd(n: int, slope: float, noise: float, worth: float) -> float:
         return 2 * (slope + noise) * (1 - 1 / (1 + math.exp(-worth / best[n])))
 
-    torch.testing.assert_close(perturbed_gradient(g, 0.1 * other, w, best), looped(upgd, g, 0.1 * other, w))
+    torch.testing.assert_close(unworthiness(w, best) * (g + 0.1 * other), looped(upgd, g, 0.1 * other, w))
 
 
 def test_the_pull_to_the_start_is_the_gradient_of_the_penalty() -> None:
@@ -69,8 +69,8 @@ def test_the_pull_to_the_start_is_the_gradient_of_the_penalty() -> None:
 def test_no_weight_of_use_is_plain_noise() -> None:
     """A largest worth below 0 would turn the order of the weights around."""
     g, worth = draw(0, 4), -draw(1, 4).abs()
-    torch.testing.assert_close(perturbed_gradient(g, torch.zeros(4), worth, worth.max()), g)
-    useful = perturbed_gradient(g, torch.zeros(4), torch.tensor([0.0, 1.0, 2.0, -2.0]), torch.tensor(2.0)) / g
+    torch.testing.assert_close(unworthiness(worth, worth.max()) * g, g)
+    useful = unworthiness(torch.tensor([0.0, 1.0, 2.0, -2.0]), torch.tensor(2.0))
     assert useful.tolist() == pytest.approx([1.0, 2 - 2 / (1 + math.exp(-0.5)), 0.5379, 1.4621], abs=1e-4)
 
 
