@@ -34,6 +34,8 @@ class Gates:
         steps: optimizer steps since the gates were made.
         born: int64 (units,) by group: the value of ``steps`` at which a unit became active or was reset; -1 for those that are
             there from the beginning.
+        noted: where gradients of tensors that are held somewhere are added up before they are masked, by name; None for
+            nowhere.
     """
 
     def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, groups: Iterable[Group]) -> None:
@@ -44,6 +46,7 @@ class Gates:
         self.live: dict[str, Tensor] = {}
         self.parked: dict[str, Tensor] = {}
         self.steps = 0
+        self.noted: dict[str, Tensor] | None = None
         self._held: dict[str, Tensor] = {}
         self._hooks: dict[str, Any] = {}
         self._open = False
@@ -120,6 +123,8 @@ class Gates:
                 return None
             if held.device != gradient.device:
                 held = self._held[name] = held.to(gradient.device)
+            if self.noted is not None:
+                self.noted[name] = gradient.detach() + self.noted.get(name, 0)
             return gradient.masked_fill(held, 0)
 
         frozen = not parameter.requires_grad  # it may be thawed later, and then the hook must be there
