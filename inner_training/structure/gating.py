@@ -187,6 +187,13 @@ class Gates:
                 for tensor, values in swapped:
                     tensor.copy_(values)
 
+    @torch.no_grad()
+    def hold(self) -> None:
+        """Puts masked weights back to zero after a step, as orthogonalised ones (Muon) are moved without any gradient."""
+        for name in self.live.keys() & self._held.keys():
+            tensor = self.tensor(name)
+            tensor.masked_fill_(self._held[name].to(tensor.device), 0)
+
     def count(self) -> None:
         """Notes that an optimizer step was made."""
         self.steps += 1
