@@ -1,6 +1,7 @@
 """Do winning tickets win on digits? Iterative magnitude pruning with rewinding, beside its controls.
 
     python experiments/lottery.py [--tasks 24] [--rounds 14] [--steps 1000] [--out docs/results/lottery.json]
+    python experiments/lottery.py --read docs/results/lottery.json --figure docs/results/lottery.png
 
 Tasks are training instances of `digits-mlp` (64-64-10) with at least eight classes, 500 examples and no wrong labels; all have 64 units,
 Adam at 1.2e-3 (Frankle & Carbin, arXiv 1803.03635), batches of 32. Each round trains every arm of every task for the whole budget and
@@ -145,6 +146,26 @@ def shown(interval: list[float], sign: str) -> str:
     return f"{middle:{sign}.1f} [{low:{sign}.1f}, {high:{sign}.1f}]"
 
 
+def draw(rows: list[dict[str, Any]], file: Path) -> None:
+    """Accuracy of the arms over the share of weights that is left, with intervals."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
+    left = [100 * row["density"] for row in rows]
+    for name in ARMS:
+        middle, low, high = (100 * np.array([row[name]["accuracy"] for row in rows])).T
+        (line,) = axes.plot(left, middle, label=name, linestyle="--" if name.endswith("@k") else "-")
+        axes.fill_between(left, low, high, alpha=0.12, color=line.get_color())
+    axes.set_xscale("log")
+    axes.invert_xaxis()
+    axes.set_xticks([100, 50, 25, 10, 5], ["100", "50", "25", "10", "5"])
+    axes.minorticks_off()
+    axes.set(xlabel="weights left, %", ylabel="test accuracy, %")
+    axes.legend(frameon=False)
+    figure.savefig(file, dpi=110)
+
+
 def main() -> None:
     """Plays, prints the table, and writes everything to a file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -152,10 +173,17 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=14, help="trainings, the dense one included")
     parser.add_argument("--steps", type=int, default=1000, help="budget of a training")
     parser.add_argument("--out", type=Path, help="JSON file")
+    parser.add_argument("--read", type=Path, help="a JSON file of before, instead of playing")
+    parser.add_argument("--figure", type=Path, help="PNG file")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    rows = summary(play(make_family("digits-mlp"), options.tasks, options.rounds, options.steps))
+    if options.read:
+        rows = json.loads(options.read.read_text())["rounds"]
+    else:
+        rows = summary(play(make_family("digits-mlp"), options.tasks, options.rounds, options.steps))
     print(*table(rows), sep="\n")
+    if options.figure:
+        draw(rows, options.figure)
     if options.out:
         options.out.parent.mkdir(parents=True, exist_ok=True)
         content = {"tasks": options.tasks, "steps": options.steps, "rounds": rows}

@@ -206,3 +206,15 @@ def test_an_unseen_layer_is_refused_and_frozen_ones_are_left_alone() -> None:
     optimizer = torch.optim.SGD([model[0].weight], lr=0.1)  # type: ignore[index]
     structure = trimtab.gates(model, optimizer, example)
     assert SparseKeeper(structure, "static", total_steps=TOTAL).layers == ("0.weight",)
+
+
+def test_several_processes_have_no_gradient_in_common(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+    for method, one in SPARSE_TRAINING.items():
+        structure = ready()[3]
+        if one.grows == "gradient":
+            with pytest.raises(UserError, match="in each of several processes"):
+                SparseKeeper(structure, method, total_steps=TOTAL)
+        else:
+            SparseKeeper(structure, method, total_steps=TOTAL)
