@@ -86,9 +86,9 @@ def put_back(gates: Gates, record: Record) -> None:
     """
     gates.active = {name: mask.clone() for name, mask in record.active.items()}
     gates.born = {name: steps.clone() for name, steps in record.born.items()}
-    gates.live = {name: mask.clone() for name, mask in record.live.items()}
     for name, saved in record.entries.items():
         tensor = gates.tensor(name)
+        _put_mask_back(gates, name, saved.where, record.live.get(name))
         gates.set_held(name)
         put_flat(tensor, saved.where, saved.values)
         if name in gates.parked:
@@ -103,6 +103,17 @@ def put_back(gates: Gates, record: Record) -> None:
         if tensor.grad is not None:
             same = saved.gradient if gates.steps == record.step and saved.gradient is not None else 0.0
             put_flat(tensor.grad, saved.where, same)
+
+
+def _put_mask_back(gates: Gates, name: str, where: Tensor, before: Tensor | None) -> None:
+    """Puts the touched entries of a weight-level mask back; None is no mask. Those that changed elsewhere since stay."""
+    now = gates.live.pop(name, None)
+    if now is None and before is None:
+        return
+    mask = torch.ones(gates.tensor(name).shape, dtype=torch.bool) if now is None else now.clone()
+    put_flat(mask, where, True if before is None else before.reshape(-1)[where.to(before.device)])
+    if not mask.all():
+        gates.live[name] = mask
 
 
 class Edit:

@@ -54,6 +54,7 @@ class Editor:
 
     def _after_step(self, *_: Any) -> None:
         self.gates.count()
+        self.gates.hold()
         if self._own_steps.cohorts:
             self._own_steps.after_step(self.gates)
 

@@ -34,6 +34,8 @@ class Gates:
         steps: optimizer steps since the gates were made.
         born: int64 (units,) by group: the value of ``steps`` at which a unit became active or was reset; -1 for those that are
             there from the beginning.
+        noted: where gradients of tensors that are held somewhere are added up before they are masked, by name; None for
+            nowhere.
     """
 
     def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, groups: Iterable[Group]) -> None:
@@ -44,6 +46,7 @@ class Gates:
         self.live: dict[str, Tensor] = {}
         self.parked: dict[str, Tensor] = {}
         self.steps = 0
+        self.noted: dict[str, Tensor] | None = None
         self._held: dict[str, Tensor] = {}
         self._hooks: dict[str, Any] = {}
         self._open = False
@@ -120,6 +123,8 @@ class Gates:
                 return None
             if held.device != gradient.device:
                 held = self._held[name] = held.to(gradient.device)
+            if self.noted is not None:
+                self.noted[name] = gradient.detach() + self.noted.get(name, 0)
             return gradient.masked_fill(held, 0)
 
         frozen = not parameter.requires_grad  # it may be thawed later, and then the hook must be there
@@ -181,6 +186,13 @@ class Gates:
             with torch.no_grad():
                 for tensor, values in swapped:
                     tensor.copy_(values)
+
+    @torch.no_grad()
+    def hold(self) -> None:
+        """Puts masked weights back to zero after a step, as orthogonalised ones (Muon) are moved without any gradient."""
+        for name in self.live.keys() & self._held.keys():
+            tensor = self.tensor(name)
+            tensor.masked_fill_(self._held[name].to(tensor.device), 0)
 
     def count(self) -> None:
         """Notes that an optimizer step was made."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -154,7 +154,17 @@ def resolve_maintenance(name: str, acts_on: str | None = None) -> Method:
     return MAINTENANCE[name]
 
 
-def checked_settings(method: Method, given: Mapping[str, Any]) -> dict[str, Tensor]:
+class Adjustable(Protocol):
+    """What has settings: an entry of a table."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def settings(self) -> tuple[Setting, ...]: ...
+
+
+def checked_settings(method: Adjustable, given: Mapping[str, Any]) -> dict[str, Tensor]:
     """All settings of a method, on the CPU: those that are given, and defaults; int64 where they are whole, else float64.
 
     Args:

@@ -36,6 +36,7 @@ _TABLES = {
     "criteria": ("trimtab.inner_training.structure.criteria", "CRITERIA"),
     "growth": ("trimtab.inner_training.structure.growth", "GROWTH"),
     "maintenance": ("trimtab.inner_training.structure.maintenance", "MAINTENANCE"),
+    "sparse": ("trimtab.inner_training.structure.sparse_methods", "SPARSE_TRAINING"),
 }
 
 

@@ -8,11 +8,14 @@ import pytest
 
 from trimtab.inner_training.networks.plastic_mlp import PLASTIC_ACTIVATIONS
 from trimtab.inner_training.structure.criteria import CRITERIA
+from trimtab.inner_training.structure.densities import DISTRIBUTIONS
 from trimtab.inner_training.structure.evidence import NEEDS
 from trimtab.inner_training.structure.growth import GROWTH
+from trimtab.inner_training.structure.lottery import ARMS
 from trimtab.inner_training.structure.maintenance import MAINTENANCE
 from trimtab.inner_training.structure.newborn_state import NEWBORN_STATES
 from trimtab.inner_training.structure.normalisations import NORMALISATIONS
+from trimtab.inner_training.structure.sparse_methods import SPARSE_TRAINING
 
 PAGE = (Path(__file__).parents[3] / "docs" / "structure.md").read_text()
 BAR = chr(92) + "|"  # inside a table
@@ -76,3 +79,23 @@ def test_every_plastic_activation_has_a_row(name: str) -> None:
 
 def test_every_field_of_the_evidence_is_named() -> None:
     assert all(f"`{name}`" in PAGE for name in NEEDS)
+
+
+@pytest.mark.parametrize("name", SPARSE_TRAINING)
+def test_every_method_of_sparse_training_has_its_rows(name: str) -> None:
+    one = SPARSE_TRAINING[name]
+    assert f"| `{name}` | {one.doc} | {one.source} |" in PAGE.splitlines()
+    for own in one.settings:
+        span = f"{own.low:g} to {own.high:g}"
+        assert f"| `{name}` | `{own.name}` | {own.default:g} | {span} | {own.source} |" in PAGE.splitlines()
+
+
+@pytest.mark.parametrize("name", DISTRIBUTIONS)
+def test_every_distribution_has_a_row(name: str) -> None:
+    one = DISTRIBUTIONS[name]
+    assert f"| `{name}` | {one.doc} | {one.source} |" in PAGE.splitlines()
+
+
+@pytest.mark.parametrize("name", ARMS)
+def test_every_arm_of_a_lottery_has_a_row(name: str) -> None:
+    assert f"| `{name}` | {ARMS[name]} |" in PAGE.splitlines()
