@@ -203,6 +203,13 @@ class OwnSteps:
                 self._join(name, where.to(gates.tensor(name).device), begun.to(step).expand(len(where)))
                 self._last[name] = step.clone()
 
+    def take_up(self, gates: Gates, cohorts: list[tuple[str, Tensor, Tensor]]) -> None:
+        """Goes on with cohorts of before, as where an edit is undone."""
+        self.cohorts = cohorts
+        for name, _, _ in cohorts:
+            held = gates.optimizer.state.get(gates.tensor(name), {})
+            self._last[name] = torch.as_tensor(held.get("step", 0)).clone()
+
     @torch.no_grad()
     def after_step(self, gates: Gates) -> None:
         """Corrects what the step did to newborns; to be called right after it."""
