@@ -211,24 +211,20 @@ def model_of(given: nn.Module | None, editing: Editing | None) -> nn.Module | No
     return editing.structure.editor.gates.model if given is None and editing is not None else given
 
 
-def check_stateful(given: Sequence[Any], known: Sequence[object], last: Sequence[Any] = ()) -> tuple[Any, ...]:
-    """Objects that can be saved and loaded, without those that are kept anyway, and those that are rolled back last."""
+def check_stateful(
+    given: Sequence[Any], model: nn.Module | None, optimizer: torch.optim.Optimizer, editing: Editing | None = None
+) -> tuple[Any, ...]:
+    """Objects that can be saved and loaded, without model and optimizer, which are kept anyway. What edits the optimizer's
+    models comes last, whoever edits: units go back with the weights."""
     if not isinstance(given, list | tuple):
         raise UserError(f"stateful is a {type(given).__name__}; it must be a tuple of objects, such as (scheduler,)")
     for other in given:
         if not callable(getattr(other, "state_dict", None)) or not callable(getattr(other, "load_state_dict", None)):
             raise UserError(f"stateful holds a {type(other).__name__}, which has no state_dict and load_state_dict")
-    return (*(other for other in given if all(other is not one for one in (*known, *last))), *last)
-
-
-def structures_of(
-    given: Sequence[Any], optimizer: torch.optim.Optimizer, editing: Editing | None
-) -> tuple[Structure | Editor, ...]:
-    """What is rolled back with the weights, whoever edits it: each structure that was made with the optimizer."""
-    known = [one for one in given if isinstance(one, Structure)] if isinstance(given, list | tuple) else []
-    known = known if editing is None else [*known, editing.structure]
-    whole = {id(one.editor): one for one in known}
-    return tuple(whole.get(id(one), one) for one in editors_of(optimizer))
+    structures = [one for one in given if isinstance(one, Structure)] + ([] if editing is None else [editing.structure])
+    whole = {id(one.editor): one for one in structures}
+    last: list[Structure | Editor] = [whole.get(id(one), one) for one in editors_of(optimizer)]
+    return (*(other for other in given if all(other is not one for one in (model, optimizer, *last))), *last)
 
 
 def check_audit(path: str | os.PathLike[str] | AuditFile | None) -> AuditFile | None:

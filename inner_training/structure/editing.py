@@ -40,10 +40,11 @@ class Editor:
 
     Attributes:
         gates: what is edited.
+        refused: why other units are not offered, by name.
     """
 
-    def __init__(self, gates: Gates) -> None:
-        self.gates = gates
+    def __init__(self, gates: Gates, refused: Mapping[str, str]) -> None:
+        self.gates, self.refused = gates, dict(refused)
         self._own_steps = OwnSteps()
         self._history: list[_Done] = []
         self._waiting: list[Callable[[], None]] = []

@@ -11,6 +11,8 @@ from trimtab.errors import MismatchError, UserError
 from trimtab.inner_training.attached import ATTACHED
 from trimtab.inner_training.structure import state
 from trimtab.inner_training.structure.discovery import check_module, discover
+from trimtab.inner_training.structure.editing import Editor
+from trimtab.inner_training.structure.editors import editors_of
 from trimtab.inner_training.structure.gating import GATES, Gates
 from trimtab.inner_training.structure.running import unwrapped
 from trimtab.inner_training.structure.structure import Structure
@@ -28,11 +30,12 @@ def gates(model: nn.Module, optimizer: torch.optim.Optimizer, example_input: Any
             kept, for checks when the model is compacted.
 
     Returns:
-        The structure. The model is as it was, and not wrapped.
+        The structure. The model is as it was, and not wrapped. Where units of it are held at zero already, under the same
+        optimizer, the structure goes on with them.
 
     Raises:
         MissingExtraError: Torch-Pruning is not installed.
-        MismatchError: an earlier structure holds units of this model at zero; the optimizer has a controller, or no parameter of the model.
+        MismatchError: a structure of another optimizer holds units of this model at zero; the optimizer has a controller, or no parameter of the model.
         UserError: the model does not run on the example, or is scripted or sharded; the optimizer's state is unknown.
 
     >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
@@ -54,9 +57,12 @@ def gates(model: nn.Module, optimizer: torch.optim.Optimizer, example_input: Any
         raise MismatchError("no parameter of the model is in the optimizer; make the optimizer from model.parameters()")
     state.check_kind(optimizer)
     state.check_state(optimizer, {name: one for name, one in inner.named_parameters() if id(one) in trained})
+    known = next((one for one in editors_of(optimizer) if one.gates.model is inner and one.gates.closed), None)
+    if known is not None:
+        return Structure(model, known, example_input)
     _check_open(inner, optimizer)
     groups, refused = discover(inner, example_input)
-    return Structure(model, Gates(inner, optimizer, groups), example_input, refused)
+    return Structure(model, Editor(Gates(inner, optimizer, groups), refused), example_input)
 
 
 def _check_open(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:

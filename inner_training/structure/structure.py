@@ -22,7 +22,6 @@ from trimtab.inner_training.structure.diagnostics import Diagnosis, diagnose
 from trimtab.inner_training.structure.edit import Edit
 from trimtab.inner_training.structure.editing import Editor
 from trimtab.inner_training.structure.evidence import Evidence
-from trimtab.inner_training.structure.gating import Gates
 from trimtab.inner_training.structure.growth import resolve_growth
 from trimtab.inner_training.structure.newborn_state import resolve_newborn_state
 from trimtab.inner_training.structure.newborns import scaled
@@ -44,10 +43,10 @@ class Structure:
         refused: why other units are not offered, by name.
     """
 
-    def __init__(self, given: nn.Module, held: Gates, example: Any, refused: Mapping[str, str]) -> None:
-        self.refused = dict(refused)
-        self._given, self._gates, self._example = given, held, example
-        self._editor = Editor(held)
+    def __init__(self, given: nn.Module, editor: Editor, example: Any) -> None:
+        self.refused = dict(editor.refused)
+        self._given, self._gates, self._example = given, editor.gates, example
+        self._editor = editor
         self._draws = torch.Generator().manual_seed(0)
 
     @property

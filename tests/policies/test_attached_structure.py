@@ -521,6 +521,30 @@ def test_other_things_that_are_refused() -> None:
         attach(loop.optimizer, policy="constant", structur=loop.structure)  # type: ignore[call-arg]
 
 
+@pytest.mark.parametrize(
+    ("batches", "loss"),
+    [
+        (torch.zeros(4, 64), mean_loss),
+        (lambda: None, mean_loss),
+        (lambda: [(torch.zeros(4, 64), torch.zeros(4, dtype=torch.int64))], torch.nn.CrossEntropyLoss()),
+        (lambda: [(torch.zeros(4, 64), torch.zeros(4, dtype=torch.int64))], lambda model, batch: 1 / 0),
+    ],
+)
+def test_batches_and_losses_that_do_not_work_are_refused_in_one_sentence(batches: Any, loss: Any) -> None:
+    loop = Digits()
+    with pytest.raises(UserError, match="units could not be scored by 'agf'"):
+        loop.attach(wanting(0.5), Editing(loop.structure, batches, loss))
+    loop.attach(wanting(0.5)).run(6)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"least": "a"}, {"most": None}, {"dead_band": True}, {"criterion": []}, {"scope": None}]
+)
+def test_settings_of_another_kind_are_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match=next(iter(wrong))):
+        EditConfig(**wrong)
+
+
 def test_several_ranks_are_refused() -> None:
     from trimtab.policies.editing import check_editing
     from trimtab.policies.registry import load_policy

@@ -106,7 +106,7 @@ def test_weights_from_elsewhere_are_found_before_compaction() -> None:
     structure.compact()
 
 
-def test_a_second_structure_of_a_pruned_model_is_refused() -> None:
+def test_a_second_structure_of_a_pruned_model_goes_on_or_is_refused() -> None:
     model, example = make("perceptron")
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     structure = trimtab.gates(model, optimizer, example)
@@ -114,8 +114,25 @@ def test_a_second_structure_of_a_pruned_model_is_refused() -> None:
     structure.prune(0.3, "magnitude")
     with pytest.raises(MismatchError, match="an earlier structure of this model holds"):
         trimtab.gates(model, torch.optim.Adam(model.parameters()), example)
-    structure.compact()
-    assert trimtab.gates(model, optimizer, example).groups == structure.groups
+    again = trimtab.gates(model, optimizer, example)
+    assert {name: mask.tolist() for name, mask in again.active.items()} == {
+        name: mask.tolist() for name, mask in structure.active.items()
+    }
+    again.compact()
+    assert trimtab.gates(model, optimizer, example).groups == again.groups == structure.groups
+
+
+def test_a_compiled_model_is_compacted_as_the_refusal_says() -> None:
+    model, example = make("perceptron")
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    structure = trimtab.gates(torch.compile(model, backend="eager"), optimizer, example)
+    structure.prune(0.5, "magnitude")
+    active = sum(int(mask.sum()) for mask in structure.active.values())
+    with pytest.raises(UserError, match="gates made on that"):
+        structure.compact()
+    inner = trimtab.gates(model, optimizer, example)
+    inner.compact()
+    assert sum(inner.groups.values()) == active < sum({"0": 8, "2": 7}.values())
 
 
 def test_ages_count_steps_since_birth() -> None:
