@@ -277,7 +277,7 @@ class Editor:
                 )
         for record in reversed(last.records):
             put_back(self.gates, record)
-        self._own_steps.take_up(self.gates, last.cohorts)
+        self._own_steps.take_up(self.gates, last.cohorts, self.touched(edit))
         self._history.pop()
 
     def compact(self, example: Any, copies: Sequence[nn.Module]) -> None:

@@ -73,3 +73,23 @@ def test_undoing_growth_keeps_the_least_units() -> None:
     with pytest.raises(UserError, match="have gone since"):
         edit.undo()
     assert int(structure.active["0"].sum()) == 4 and bool(model.get_parameter("0.weight").isfinite().all())
+
+
+def test_undoing_leaves_own_steps_of_later_newborns() -> None:
+    """Those of a keeper, whose resets count as training; those that the edit ended come back."""
+    model, optimizer, example, structure = trained("convolutional")
+    editor, own = structure.editor, structure.editor._own_steps
+    structure.prune(0.5, "magnitude", "layer")
+    structure.grow(0.3, "random", newborn_state="fresh-step", groups="0")
+    before = {name: sorted(where.tolist()) for name, where, _ in own.cohorts}
+    edit = structure.reset({"0": structure.active["0"]})
+    assert "0.weight" in before and all(name != "0.weight" for name, _, _ in own.cohorts)
+    train(model, optimizer, example, 1)
+    unit = structure.active["3"].nonzero()[:1, 0]
+    editor.settle(structure.reset({"3": unit}, newborn_state="fresh-step"))
+    train(model, optimizer, example, 1)
+    edit.undo()
+    now = {name: sorted(where.tolist()) for name, where, _ in own.cohorts}
+    assert now["0.weight"] == before["0.weight"] and "3.bias" in now
+    train(model, optimizer, example, 1)
+    assert_held(structure, optimizer)
