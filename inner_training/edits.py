@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from numbers import Real
 
 import numpy as np
 
@@ -131,7 +132,7 @@ class EditConfig:
             ("newborn state", self.newborn_state, SHARED_STATES),
             ("scope", self.scope, SCOPES),
         ):
-            if name not in table:
+            if not isinstance(name, str) or name not in table:
                 raise unknown(what, name, table)
         for name, low in (("batches", 1), ("rest", 0), ("budget", 0)):
             check_whole(name, getattr(self, name), low)
@@ -144,7 +145,8 @@ class EditConfig:
             ("dead_band", 0.0, 1 - 1e-9),
         ):
             value = getattr(self, name)
-            if not (name == "start" and value is None) and not least <= value <= greatest:
+            number = isinstance(value, Real) and not isinstance(value, bool)
+            if not (name == "start" and value is None) and not (number and least <= value <= greatest):
                 raise out_of_range(name, value, least, greatest)
         if self.least > self.most_active:
             raise RangeError(

@@ -69,7 +69,7 @@ def attach(
             decide_every=attachment.check_period(decide_every, chosen, budget),
             mode=attachment.check_mode(mode),
             guard=attachment.check_guard(guard, mode),
-            stateful=attachment.check_stateful(stateful, (model, optimizer), editing),
+            stateful=attachment.check_stateful(stateful, model, optimizer, editing),
             audit=attachment.check_audit(audit) if ranks is None or ranks.rank == 0 else None,
             editing=editing,
         )

@@ -20,6 +20,9 @@ from trimtab.inner_training.live_snapshot import LiveSnapshots
 from trimtab.inner_training.measurements import check_live
 from trimtab.inner_training.signals import Signal, lever_signals
 from trimtab.inner_training.steering import Steering
+from trimtab.inner_training.structure.editing import Editor
+from trimtab.inner_training.structure.editors import editors_of
+from trimtab.inner_training.structure.structure import Structure
 from trimtab.policies.audit import AuditFile
 from trimtab.policies.editing import Editing
 from trimtab.policies.identity import identity_of
@@ -208,15 +211,20 @@ def model_of(given: nn.Module | None, editing: Editing | None) -> nn.Module | No
     return editing.structure.editor.gates.model if given is None and editing is not None else given
 
 
-def check_stateful(given: Sequence[Any], known: Sequence[object], editing: Editing | None = None) -> tuple[Any, ...]:
-    """Objects that can be saved and loaded, without those that are kept anyway; a structure is rolled back last."""
+def check_stateful(
+    given: Sequence[Any], model: nn.Module | None, optimizer: torch.optim.Optimizer, editing: Editing | None = None
+) -> tuple[Any, ...]:
+    """Objects that can be saved and loaded, without model and optimizer, which are kept anyway. What edits the optimizer's
+    models comes last, whoever edits: units go back with the weights."""
     if not isinstance(given, list | tuple):
         raise UserError(f"stateful is a {type(given).__name__}; it must be a tuple of objects, such as (scheduler,)")
     for other in given:
         if not callable(getattr(other, "state_dict", None)) or not callable(getattr(other, "load_state_dict", None)):
             raise UserError(f"stateful holds a {type(other).__name__}, which has no state_dict and load_state_dict")
-    last = () if editing is None else (editing.structure,)
-    return (*(other for other in given if all(other is not one for one in (*known, *last))), *last)
+    structures = [one for one in given if isinstance(one, Structure)] + ([] if editing is None else [editing.structure])
+    whole = {id(one.editor): one for one in structures}
+    last: list[Structure | Editor] = [whole.get(id(one), one) for one in editors_of(optimizer)]
+    return (*(other for other in given if all(other is not one for one in (model, optimizer, *last))), *last)
 
 
 def check_audit(path: str | os.PathLike[str] | AuditFile | None) -> AuditFile | None:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from trimtab.errors import UserError
+from trimtab.inner_training.attached import ATTACHED
 from trimtab.inner_training.measurements import needs_of
 from trimtab.inner_training.module_parts import check_deadline
 from trimtab.inner_training.signals import Signal, resolve_signals
@@ -77,7 +78,7 @@ class Controller:
         parts = Parts(settings=settings, steering=steering, run=run, snapshots=self._snapshots, listener=self._listener)
         self._decider = Decider(parts, optimizer) if ranks is None else RanksDecider(parts, optimizer, ranks)
         self._between = Decision(False, self.multipliers, "between decisions", False)
-        optimizers.ATTACHED.add(optimizer)
+        ATTACHED.add(optimizer)
 
     def _before_first_step(self) -> None:
         if self._run.steps == 0 and (said := remarks.under_way(self._optimizer, self._settings.total_steps)):
@@ -212,13 +213,13 @@ class Controller:
         self._run.detach()
         self._detached = True
         self._between = Decision(False, self.multipliers, "detached", False)
-        optimizers.ATTACHED.discard(self._optimizer)
+        ATTACHED.discard(self._optimizer)
         self._run.hooks.safely("the audit", lambda: self._trail.write("detached", step=self._run.steps))
 
     def withdraw(self) -> None:
         """Leaves everything as if it had never been attached: also an audit that was newly made is removed again."""
         self._detached = True
-        optimizers.ATTACHED.discard(self._optimizer)
+        ATTACHED.discard(self._optimizer)
         self._run.detach()
         if (decider := getattr(self, "_decider", None)) is not None:
             decider.units.take_back()

@@ -6,7 +6,6 @@ import math
 import reprlib
 from collections.abc import Callable, Iterable
 from typing import Any
-from weakref import WeakSet
 
 import numpy as np
 import torch
@@ -14,9 +13,8 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from trimtab.errors import UserError, shown
+from trimtab.inner_training.attached import ATTACHED
 from trimtab.inner_training.live_run import LiveRun
-
-ATTACHED: WeakSet[torch.optim.Optimizer] = WeakSet()  # optimizers that have a controller
 
 
 def check_optimizer(optimizer: object, model: nn.Module | None) -> None:

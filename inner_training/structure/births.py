@@ -206,6 +206,23 @@ class OwnSteps:
                 self._join(name, where.to(gates.tensor(name).device), begun.to(step).expand(len(where)))
                 self._last[name] = step.clone()
 
+    def take_up(
+        self, gates: Gates, cohorts: list[tuple[str, Tensor, Tensor]], touched: list[tuple[str, Tensor]]
+    ) -> None:
+        """Goes on with cohorts of before an edit that is undone, at the flat positions that it touched; elsewhere nothing
+        changes."""
+        masks = {name: torch.zeros(gates.tensor(name).shape, dtype=torch.bool) for name, _ in touched}
+        for name, where in touched:
+            masks[name].view(-1)[where.cpu()] = True
+        self.forget(masks)
+        for name, where, begun in cohorts:
+            back = masks[name].view(-1)[where.cpu()] if name in masks else torch.zeros(len(where), dtype=torch.bool)
+            if back.any():
+                self._join(name, where[back.to(where.device)], begun[back.to(begun.device)])
+        for name, _, _ in self.cohorts:
+            held = gates.optimizer.state.get(gates.tensor(name), {})
+            self._last[name] = torch.as_tensor(held.get("step", 0)).clone()
+
     @torch.no_grad()
     def after_step(self, gates: Gates) -> None:
         """Corrects what the step did to newborns; to be called right after it."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Iterable, Mapping
 from numbers import Real
 from typing import Literal
@@ -124,13 +125,36 @@ def marked(units: Tensor, evidence: Evidence) -> Tensor:
     return mask
 
 
+def check_masks(masks: object, parameters: Mapping[str, Tensor]) -> None:
+    """Refuses weight-level masks that do not fit.
+
+    Raises:
+        UserError: a parameter is unknown, or a mask is not bool of its shape.
+    """
+    if not isinstance(masks, Mapping):
+        raise UserError(f"masks are a {type(masks).__name__}; give bool tensors by name of a parameter")
+    for name, live in masks.items():
+        if name not in parameters:
+            raise unknown("parameter", name, parameters)
+        wanted = tuple(parameters[name].shape)
+        if not isinstance(live, Tensor):
+            raise UserError(f"the mask of {name} is a {type(live).__name__}; give a tensor of bool of shape {wanted}")
+        if live.dtype != torch.bool or live.shape != wanted:
+            raise UserError(f"the mask of {name} is {live.dtype} of shape {tuple(live.shape)}; give bool of {wanted}")
+
+
 def numbers(units: object, group: Group) -> Tensor:
     """Numbers of units from a bool mask (units,) or from numbers.
 
     Raises:
         UserError: they do not fit the group.
     """
-    given = torch.as_tensor(units).cpu()
+    try:
+        given = torch.as_tensor(units).cpu()
+    except (TypeError, ValueError, RuntimeError):
+        given = torch.zeros(0, 0, 0)
+    if given.is_floating_point() and given.numel() or given.is_complex() or given.ndim > 1:
+        raise UserError(f"units of {group.name} are {reprlib.repr(units)}; give a bool mask, or whole numbers of units")
     if given.dtype == torch.bool:
         if given.shape != (group.units,):
             raise UserError(f"the mask of {group.name} has the shape {tuple(given.shape)}; it must be ({group.units},)")

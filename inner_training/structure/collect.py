@@ -76,6 +76,11 @@ def gather(gates: Gates, request: Request, batches: Iterable[Any] | None, loss_f
     moving = request.needs - WEIGHTS - FLOWS
     if moving and (batches is None or loss_fn is None):
         raise UserError(f"{request.why} reads {', '.join(sorted(moving))}; give batches and loss_fn")
+    if moving and not (callable(loss_fn) and isinstance(batches, Iterable)):
+        kinds = type(batches).__name__, type(loss_fn).__name__
+        raise UserError(
+            f"batches is a {kinds[0]} and loss_fn a {kinds[1]}; give an iterable of batches, and a function of model and batch"
+        )
     fixed = {group.name: weights_of(gates, group) for group in groups}
     seen = {group.name for group in groups if watchable(gates.model, group)}
     blind = sorted(set(request.names) - seen)
@@ -169,7 +174,12 @@ class _Batch:
         return {name: {key: own[key] for key in own.keys() & self._needs} for name, own in fields.items()}
 
     def _value(self, batch: Any) -> Tensor:
-        return check_loss(self._loss(self._model, batch), type(self._model).__name__)
+        loss = check_loss(self._loss(self._model, batch), type(self._model).__name__)
+        if not loss.requires_grad:
+            raise UserError(
+                f"the loss of {type(self._model).__name__} has no gradient; return what follows from model(...), not detached"
+            )
+        return loss
 
     def _first_order(self, batch: Any, examples: int, weights: bool, fields: dict[str, dict[str, Tensor]]) -> None:
         reads, layers = Reads(self._gates, keep=True), Layers()

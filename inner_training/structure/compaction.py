@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from trimtab.errors import MismatchError, UserError
+from trimtab.inner_training.attached import ATTACHED
 from trimtab.inner_training.networks.conv import Conv2d
 from trimtab.inner_training.networks.transformer import TransformerBlock
 from trimtab.inner_training.stateless import ties
@@ -88,12 +89,30 @@ def check_whole_model(model: nn.Module) -> None:
             )
 
 
+def check_free(gates: Gates) -> None:
+    """Refuses models on whose tensors a controller acts, and those in which inactive units have values.
+
+    Raises:
+        UserError: see above; the message says what to do.
+    """
+    if gates.optimizer in ATTACHED:
+        raise UserError(
+            "the optimizer has a controller, whose snapshots have the sizes of now; call controller.detach(), then compact, "
+            "and attach again"
+        )
+    gates.check_held()
+
+
 def check_copies(gates: Gates, cuts: Mapping[str, Cut], copies: Sequence[nn.Module]) -> list[nn.Module]:
     """The modules inside averaged copies, once their tensors are known to have the shapes of the model's.
 
     Raises:
         MismatchError: one is no copy of the model.
     """
+    if not isinstance(copies, list | tuple) or not all(isinstance(copy, nn.Module) for copy in copies):
+        raise UserError(
+            "copies must be a list or tuple of modules, such as [averaged]; leave it out where there are none"
+        )
     inner = [copy.module if isinstance(copy, torch.optim.swa_utils.AveragedModel) else copy for copy in copies]
     for copy in inner:
         tensors = {**dict(copy.named_parameters()), **dict(copy.named_buffers())}

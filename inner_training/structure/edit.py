@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
@@ -22,17 +22,29 @@ class Entries:
     gradient: Tensor | None
     parked: Tensor | None
     state: dict[str, Tensor]
+    held: Tensor
 
 
 @dataclass(frozen=True)
 class Record:
-    """What an edit found."""
+    """What an edit found. Of ``active`` and ``born`` only what it changed is given back: other units may have gone since, or
+    been born, by edits that count as training."""
 
     step: int
     entries: dict[str, Entries]
     active: dict[str, Tensor]
     born: dict[str, Tensor]
     live: dict[str, Tensor]
+    switched: dict[str, Tensor] = field(default_factory=dict)  # bool (units,) by group
+    renewed: dict[str, Tensor] = field(default_factory=dict)
+
+    def changed(self, gates: Gates) -> Record:
+        """The record with the units that are active or were born otherwise than before the edit."""
+        return replace(
+            self,
+            switched={name: mask != gates.active[name] for name, mask in self.active.items()},
+            renewed={name: steps != gates.born[name] for name, steps in self.born.items()},
+        )
 
 
 def _flat(tensor: Tensor | None, where: Tensor) -> Tensor | None:
@@ -55,7 +67,8 @@ def take_record(gates: Gates, touched: Mapping[str, Tensor]) -> Record:
         held = state.entries(gates.optimizer, tensor) if isinstance(tensor, nn.Parameter) else {}
         kept = {key: saved for key, value in held.items() if (saved := _flat(value, where)) is not None}
         gradient = tensor.grad if isinstance(tensor, nn.Parameter) else None
-        entries[name] = Entries(where, values, _flat(gradient, where), _flat(gates.parked.get(name), where), kept)
+        idle = gates.held(name).reshape(-1)[where]
+        entries[name] = Entries(where, values, _flat(gradient, where), _flat(gates.parked.get(name), where), kept, idle)
     return Record(
         step=gates.steps,
         entries=entries,
@@ -82,27 +95,45 @@ def put_back(gates: Gates, record: Record) -> None:
     """Puts touched entries back to what they were; all others stay as they are now.
 
     Optimizer state that came into being after the record begins anew at the touched entries. A gradient that was there
-    comes back if no step has been made since; otherwise it is zero there.
+    comes back if no step has been made since; otherwise it is zero there. Entries that belong to units of others too, which
+    have gone since or been born, stay as these have them.
     """
-    gates.active = {name: mask.clone() for name, mask in record.active.items()}
-    gates.born = {name: steps.clone() for name, steps in record.born.items()}
+    for name, mask in record.switched.items():
+        gates.active[name] = torch.where(mask, record.active[name], gates.active[name])
+        gates.born[name] = torch.where(record.renewed[name], record.born[name], gates.born[name])
     for name, saved in record.entries.items():
-        tensor = gates.tensor(name)
-        _put_mask_back(gates, name, saved.where, record.live.get(name))
-        gates.set_held(name)
-        put_flat(tensor, saved.where, saved.values)
-        if name in gates.parked:
-            put_flat(gates.parked[name], saved.where, 0.0 if saved.parked is None else saved.parked)
-        if not isinstance(tensor, nn.Parameter):
-            continue
-        for key, value in state.entries(gates.optimizer, tensor).items():
-            fresh: Tensor | float = state.neutral(gates.optimizer, tensor, key)
-            if state.repeats_weight(gates.optimizer, key):
-                fresh = saved.values
-            put_flat(value, saved.where, saved.state.get(key, fresh))
-        if tensor.grad is not None:
-            same = saved.gradient if gates.steps == record.step and saved.gradient is not None else 0.0
-            put_flat(tensor.grad, saved.where, same)
+        _put_entries(gates, record, name, saved)
+
+
+def _put_entries(gates: Gates, record: Record, name: str, saved: Entries) -> None:
+    tensor, where = gates.tensor(name), saved.where
+    before = gates.held(name).reshape(-1)[where]
+    _put_mask_back(gates, name, where, record.live.get(name))
+    gates.set_held(name)
+    held = gates.held(name).reshape(-1)[where]
+    same, gone, woken = held == saved.held, held & ~saved.held, before & ~held & saved.held
+
+    def chosen(target: Tensor, was: Tensor | float, anew: Tensor | float) -> None:
+        """Where an entry is held as before the edit ``was``, where it is held no more ``anew``, else what is there."""
+        now = target.detach().reshape(-1)[where]
+        was, anew = (torch.as_tensor(one, device=now.device, dtype=now.dtype) for one in (was, anew))
+        put_flat(target, where, torch.where(same, was, torch.where(woken, anew, now)))
+
+    parked = gates.parked.get(name)
+    chosen(tensor, saved.values, 0.0 if parked is None else parked.reshape(-1)[where])
+    if parked is not None:
+        now = torch.where(gone, saved.values.to(parked), parked.reshape(-1)[where])
+        put_flat(parked, where, now)
+        chosen(parked, 0.0 if saved.parked is None else saved.parked, now)
+    if not isinstance(tensor, nn.Parameter):
+        return
+    for key, value in state.entries(gates.optimizer, tensor).items():
+        fresh: Tensor | float = state.neutral(gates.optimizer, tensor, key)
+        if state.repeats_weight(gates.optimizer, key):
+            fresh = tensor.detach().reshape(-1)[where]
+        chosen(value, saved.state.get(key, fresh), fresh)
+    if tensor.grad is not None:
+        chosen(tensor.grad, saved.gradient if gates.steps == record.step and saved.gradient is not None else 0.0, 0.0)
 
 
 def _put_mask_back(gates: Gates, name: str, where: Tensor, before: Tensor | None) -> None:

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from trimtab.errors import MismatchError, UserError, unknown
+from trimtab.errors import UserError, unknown
 from trimtab.inner_training.structure import compaction, state
 from trimtab.inner_training.structure.births import OwnSteps, begin_state, put, put_newborns, slots_for, touched_by
-from trimtab.inner_training.structure.choosing import numbers
+from trimtab.inner_training.structure.choosing import check_masks, numbers
 from trimtab.inner_training.structure.edit import Edit, Record, put_back, take_record
 from trimtab.inner_training.structure.evidence import Evidence
 from trimtab.inner_training.structure.gating import Gates
@@ -21,8 +21,8 @@ from trimtab.inner_training.structure.groups import split
 from trimtab.inner_training.structure.newborn_state import NewbornState
 from trimtab.inner_training.structure.newborns import Newborns
 from trimtab.inner_training.structure.resets import compensate, compensated, fresh_units
+from trimtab.inner_training.structure.saved import VERSION, check_saved
 
-VERSION = 1
 Touched = dict[str, Tensor]  # bool of a tensor's shape, by its name
 
 
@@ -40,21 +40,30 @@ class Editor:
 
     Attributes:
         gates: what is edited.
+        refused: why other units are not offered, by name.
     """
 
-    def __init__(self, gates: Gates) -> None:
-        self.gates = gates
+    def __init__(self, gates: Gates, refused: Mapping[str, str]) -> None:
+        self.gates, self.refused = gates, dict(refused)
         self._own_steps = OwnSteps()
         self._history: list[_Done] = []
+        self._waiting: list[Callable[[], None]] = []
         gates.close_as_given()
         hook = gates.optimizer.register_step_post_hook(self._after_step)
         # Before all others, such as those of a controller that puts scheduled values back after the step.
         hooks: Any = hook.hooks_dict_ref()
         hooks.move_to_end(hook.id, last=False)
 
+    def at_next_step(self, call: Callable[[], None]) -> None:
+        """Calls something once, after the next optimizer step."""
+        self._waiting.append(call)
+
     def _after_step(self, *_: Any) -> None:
         self.gates.count()
         self.gates.hold()
+        waiting, self._waiting = self._waiting, []
+        for call in waiting:
+            call()
         if self._own_steps.cohorts:
             self._own_steps.after_step(self.gates)
 
@@ -64,6 +73,8 @@ class Editor:
         Raises:
             UserError: a group is unknown, they do not fit it, or one is not active.
         """
+        if not isinstance(units, Mapping):
+            raise UserError(f"units are a {type(units).__name__}; give numbers by group, such as {{'layer': [0, 3]}}")
         found = {}
         for name, given in units.items():
             if name not in self.gates.groups:
@@ -183,14 +194,8 @@ class Editor:
         """
         held, parameters = self.gates, dict(self.gates.model.named_parameters())
         touched = {}
+        check_masks(masks, parameters)
         for name, live in masks.items():
-            if name not in parameters:
-                raise unknown("parameter", name, parameters)
-            if live.dtype != torch.bool or live.shape != parameters[name].shape:
-                wanted = tuple(parameters[name].shape)
-                raise UserError(
-                    f"the mask of {name} is {live.dtype} of shape {tuple(live.shape)}; give bool of {wanted}"
-                )
             before = held.live.get(name, torch.ones_like(live))
             touched[name] = before.cpu() != live.cpu()
 
@@ -223,7 +228,7 @@ class Editor:
         with torch.no_grad():
             change()
         edit = Edit(kind, units, self._undo)
-        self._history.append(_Done(edit, (record,), cohorts))
+        self._history.append(_Done(edit, (record.changed(self.gates),), cohorts))
         return edit
 
     def joined(self, kind: str, steps: Iterable[Callable[[], Edit | None]]) -> Edit | None:
@@ -258,17 +263,27 @@ class Editor:
 
     def _undo(self, edit: Edit) -> None:
         if all(done.edit is not edit for done in self._history):
-            raise UserError(f"{edit!r} can no longer be undone: the structure has been compacted or loaded since")
+            raise UserError(
+                f"{edit!r} can no longer be undone: the structure has been compacted, loaded or rolled back since"
+            )
         last = self._history[-1]
         if last.edit is not edit:
             raise UserError(f"{edit!r} is not the latest edit; undo {last.edit!r} first")
+        for name, born in edit.units.items() if edit.kind == "grow" else ():
+            stay, least = self.gates.active[name].clone(), self.gates.groups[name].minimum
+            stay[born] = False
+            if int(stay.sum()) < least:
+                raise UserError(
+                    f"{edit!r} cannot be undone: units of {name} have gone since, and it has to keep {least}"
+                )
         for record in reversed(last.records):
             put_back(self.gates, record)
-        self._own_steps.cohorts = last.cohorts
+        self._own_steps.take_up(self.gates, last.cohorts, self.touched(edit))
         self._history.pop()
 
     def compact(self, example: Any, copies: Sequence[nn.Module]) -> None:
         """See ``compaction.compact``; the history ends."""
+        compaction.check_free(self.gates)
         groups, cuts = compaction.compact(self.gates, example, copies)
         shapes = {name: cut.shape for name, cut in cuts.items()}
         cohorts = []
@@ -295,10 +310,9 @@ class Editor:
         """Goes on from a saved state; the history ends.
 
         Raises:
-            MismatchError: it is of another version or of other groups.
+            MismatchError: see ``check_saved``; nothing is changed then.
         """
-        if saved.get("version") != VERSION:
-            raise MismatchError(f"the state has version {saved.get('version')!r}; this trimtab reads version {VERSION}")
+        check_saved(self.gates, saved)
         self.gates.load_state_dict(saved)
         self._own_steps = OwnSteps()
         self._own_steps.resume(self.gates, [(name, where, begun) for name, where, begun in saved["cohorts"]])

@@ -8,9 +8,12 @@ import torch
 from torch import nn
 
 from trimtab.errors import MismatchError, UserError
+from trimtab.inner_training.attached import ATTACHED
 from trimtab.inner_training.structure import state
 from trimtab.inner_training.structure.discovery import check_module, discover
-from trimtab.inner_training.structure.gating import Gates
+from trimtab.inner_training.structure.editing import Editor
+from trimtab.inner_training.structure.editors import editors_of
+from trimtab.inner_training.structure.gating import GATES, Gates
 from trimtab.inner_training.structure.running import unwrapped
 from trimtab.inner_training.structure.structure import Structure
 
@@ -27,10 +30,12 @@ def gates(model: nn.Module, optimizer: torch.optim.Optimizer, example_input: Any
             kept, for checks when the model is compacted.
 
     Returns:
-        The structure. The model is as it was, and not wrapped.
+        The structure. The model is as it was, and not wrapped. Where units of it are held at zero already, under the same
+        optimizer, the structure goes on with them.
 
     Raises:
         MissingExtraError: Torch-Pruning is not installed.
+        MismatchError: a structure of another optimizer holds units of this model at zero; the optimizer has a controller, or no parameter of the model.
         UserError: the model does not run on the example, or is scripted or sharded; the optimizer's state is unknown.
 
     >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
@@ -52,5 +57,24 @@ def gates(model: nn.Module, optimizer: torch.optim.Optimizer, example_input: Any
         raise MismatchError("no parameter of the model is in the optimizer; make the optimizer from model.parameters()")
     state.check_kind(optimizer)
     state.check_state(optimizer, {name: one for name, one in inner.named_parameters() if id(one) in trained})
+    known = next((one for one in editors_of(optimizer) if one.gates.model is inner and one.gates.closed), None)
+    if known is not None:
+        return Structure(model, known, example_input)
+    _check_open(inner, optimizer)
     groups, refused = discover(inner, example_input)
-    return Structure(model, Gates(inner, optimizer, groups), example_input, refused)
+    return Structure(model, Editor(Gates(inner, optimizer, groups), refused), example_input)
+
+
+def _check_open(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    if optimizer in ATTACHED:
+        raise MismatchError(
+            "the optimizer has a controller already, whose rollbacks would not know of the units; call trimtab.gates before attach"
+        )
+    own = {id(one) for one in model.parameters()}
+    for held in GATES:
+        name = next((name for name, one in held.closed.items() if id(one) in own), None)
+        if name is not None:
+            raise MismatchError(
+                f"an earlier structure of this model holds entries of {name} at zero, and a second one would take them for "
+                "active ones that never learn; go on with the earlier one, or call its compact() first"
+            )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
+from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +14,8 @@ from trimtab.errors import MismatchError
 from trimtab.inner_training.structure import state
 from trimtab.inner_training.structure.groups import Group, find_tensor
 from trimtab.inner_training.structure.known import given_gates
+
+GATES: WeakSet[Gates] = WeakSet()  # all that there are; hooks on parameters keep theirs
 
 
 class Gates:
@@ -50,6 +53,7 @@ class Gates:
         self._held: dict[str, Tensor] = {}
         self._hooks: dict[str, Any] = {}
         self._open = False
+        GATES.add(self)
 
     def tensor(self, name: str) -> Tensor:
         """A parameter or buffer of the module as it is now."""
@@ -132,6 +136,22 @@ class Gates:
         hook = parameter.register_hook(mask)  # type: ignore[no-untyped-call]
         parameter.requires_grad_(not frozen)
         return hook
+
+    @property
+    def closed(self) -> dict[str, nn.Parameter]:
+        """Parameters of which something is held, by name."""
+        tensors = {name: self.tensor(name) for name in self._held}
+        return {name: one for name, one in tensors.items() if isinstance(one, nn.Parameter)}
+
+    def check_held(self) -> None:
+        """Raises ``MismatchError`` where entries that are held are finite and not zero: weights were put in from elsewhere."""
+        for name, parameter in self.closed.items():
+            values = parameter.detach()[self._held[name].to(parameter.device)]
+            if bool((values.isfinite() & (values != 0)).any()):
+                raise MismatchError(
+                    f"{name} holds values of units that are not active, as where a model's state was loaded and the structure's "
+                    "was not; call structure.load_state_dict after the model's, with the state saved beside it"
+                )
 
     @torch.no_grad()
     def refresh(self, names: Iterable[str]) -> None:
@@ -248,16 +268,9 @@ class Gates:
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
         """Goes on from a saved state: what is held by it becomes zero, and nothing else changes.
 
-        Raises:
-            MismatchError: it has other groups, or tensors of other shapes.
+        Args:
+            saved: verified (see ``check_saved``).
         """
-        sizes, given = ({name: len(mask) for name, mask in active.items()} for active in (self.active, saved["active"]))
-        if sizes != given:
-            raise MismatchError(f"the state is of a structure with the groups {given}; this one has {sizes}")
-        for name, values in {**saved["live"], **saved["parked"]}.items():
-            if self.tensor(name).shape != values.shape:
-                shapes = tuple(values.shape), tuple(self.tensor(name).shape)
-                raise MismatchError(f"the state has {name} of shape {shapes[0]}; the model's is {shapes[1]}")
         names = {*self._held, *self.live, *saved["live"], *saved["parked"]}
         self.steps = int(saved["steps"])
         self.active = {name: mask.cpu().clone() for name, mask in saved["active"].items()}

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from trimtab.errors import UserError
 from trimtab.inner_training.activations import EXAMPLES
 from trimtab.inner_training.edits import EditConfig, UnitCounts
 from trimtab.inner_training.measurements import PROBE_EVERY
@@ -217,6 +218,13 @@ class LiveEdits:
         try:
             for criterion in {wanted[name] for name in levers if name in wanted}:
                 self._scores(criterion)
+        except UserError:
+            raise
+        except Exception as error:  # of a source or a loss of somebody else's
+            raise UserError(
+                f"units could not be scored by {criterion!r} ({type(error).__name__}: {error}); batches must give batches again and "
+                "again, and loss_fn(model, batch) the mean loss of one"
+            ) from error
         finally:
             self.structure._draws.set_state(draws)
 

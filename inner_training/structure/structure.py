@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from numbers import Real
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from trimtab.errors import UserError
+from trimtab.errors import MismatchError, UserError, out_of_range
 from trimtab.inner_training.structure import brain_surgeon, compaction
 from trimtab.inner_training.structure.births import check_newborn_state
 from trimtab.inner_training.structure.choosing import check_share, least, marked, named, room
@@ -20,13 +22,14 @@ from trimtab.inner_training.structure.diagnostics import Diagnosis, diagnose
 from trimtab.inner_training.structure.edit import Edit
 from trimtab.inner_training.structure.editing import Editor
 from trimtab.inner_training.structure.evidence import Evidence
-from trimtab.inner_training.structure.gating import Gates
 from trimtab.inner_training.structure.growth import resolve_growth
 from trimtab.inner_training.structure.newborn_state import resolve_newborn_state
 from trimtab.inner_training.structure.newborns import scaled
 from trimtab.inner_training.structure.normalisations import resolve_normalisation
 from trimtab.inner_training.structure.second_order import Loss
 from trimtab.inner_training.structure.sight import passed_on_average
+
+MOST_SCALE = 1000.0  # of newborns' columns
 
 
 class Structure:
@@ -40,10 +43,10 @@ class Structure:
         refused: why other units are not offered, by name.
     """
 
-    def __init__(self, given: nn.Module, held: Gates, example: Any, refused: Mapping[str, str]) -> None:
-        self.refused = dict(refused)
-        self._given, self._gates, self._example = given, held, example
-        self._editor = Editor(held)
+    def __init__(self, given: nn.Module, editor: Editor, example: Any) -> None:
+        self.refused = dict(editor.refused)
+        self._given, self._gates, self._example = given, editor.gates, example
+        self._editor = editor
         self._draws = torch.Generator().manual_seed(0)
 
     @property
@@ -122,7 +125,7 @@ class Structure:
             UserError: see ``score``; fewer units than a group's minimum would stay. Nothing is changed then.
         """
         share = check_share(share)
-        batches = None if batches is None else list(batches)
+        batches = list(batches) if isinstance(batches, Iterable) else batches
         scores = self.score(criterion, batches, loss_fn, groups=groups, normalisation=normalisation)
         units = least(scores, self._gates.active, self._gates.groups, share, scope)
         columns: dict[str, Tensor] = {}
@@ -151,13 +154,15 @@ class Structure:
             batches, loss_fn, groups: see ``score``.
             newborn_state: name from the table of newborn states; ``fresh-step`` is for Adam and AdamW (see ``OwnSteps``), and
                 equals ``zero`` in optimizers that correct nothing by their number of steps.
-            scale: factor on the newborns' columns, >= 0.
+            scale: factor on the newborns' columns, in [0, 1000].
 
         Raises:
             UserError: all units are active, the method finds none to make, or see ``score``. Nothing is changed then.
         """
         counts = room(self._gates.active, self._named(groups), check_share(share))
         chosen, mode = resolve_growth(method), resolve_newborn_state(newborn_state)
+        if isinstance(scale, bool) or not isinstance(scale, Real) or not 0 <= scale <= MOST_SCALE:
+            raise out_of_range("scale", scale, 0, MOST_SCALE)
         check_newborn_state(mode, self._gates.optimizer)
         evidence = self._evidence(chosen.needs, list(counts), batches, loss_fn, f"growth method {method!r}")
 
@@ -205,7 +210,9 @@ class Structure:
         """
         mode = resolve_newborn_state(newborn_state)
         check_newborn_state(mode, self._gates.optimizer)
-        batches = None if batches is None else list(batches)
+        batches = list(batches) if isinstance(batches, Iterable) else batches
+        if isinstance(below, bool) or not isinstance(below, Real) or math.isnan(below):
+            raise UserError(f"below is {below!r}; it must be a number, the largest score of a unit that is reset")
         if units is None:
             scores = self.score(criterion, batches, loss_fn)
             units = {name: (values.cpu() <= below) & self._gates.active[name] for name, values in scores.items()}
@@ -277,8 +284,13 @@ class Structure:
         Raises:
             MismatchError: it is of another structure.
         """
+        draws = saved.get("draws") if isinstance(saved, Mapping) and "version" in saved else self._draws.get_state()
+        if not isinstance(draws, Tensor) or draws.dtype != torch.uint8 or draws.shape != self._draws.get_state().shape:
+            raise MismatchError(
+                "the state is damaged: draws is not what structure.state_dict() gives; load it as it was saved"
+            )
         self._editor.load_state_dict(saved)
-        self._draws.set_state(saved["draws"])
+        self._draws.set_state(draws)
 
     def __repr__(self) -> str:
         counts = (f"{name}: {int(mask.sum())} of {len(mask)}" for name, mask in self._gates.active.items())

@@ -26,6 +26,8 @@ class Unsettled:
     def add(self, edit: Edit) -> None:
         """An edit has just been made."""
         self._step = self._editor.gates.steps
+        if not self._made:
+            self._editor.at_next_step(self.settle)
         self._made.append((edit, self._values(self._editor.touched(edit))))
 
     def settle(self) -> None:

@@ -30,6 +30,7 @@ from trimtab.inner_training.measurements import UNITS
 from trimtab.inner_training.population import Population
 from trimtab.inner_training.signals import SIGNALS, resolve_signals
 from trimtab.inner_training.steering import Steering
+from trimtab.inner_training.structure.entry import gates
 from trimtab.inner_training.task import OptimizerSettings
 from trimtab.inner_training.telemetry import Measured
 from trimtab.policies.attach import attach
@@ -231,6 +232,56 @@ def test_a_rollback_restores_weights_state_and_units_bit_for_bit(
     assert loop.decisions[-1].rolled_back and sum(loop.active.values()) == restored
     assert any(same(kept, loop.everything()) for kept in policy.kept[:-1])
     loop.run(30)
+    idle_is_zero(loop)
+
+
+@pytest.mark.parametrize("given", [True, False])
+def test_a_rollback_takes_edits_of_the_users_own_back(given: bool) -> None:
+    """Also under a policy that edits nothing, whether it was given the structure or not."""
+    loop, policy = Digits(), Scripted([[0.0]], levers={"lr": "moves"})  # type: ignore[arg-type]
+    structure = loop.structure if given else None
+    loop.controller = attach(
+        loop.optimizer, model=loop.model, policy=policy, total_steps=200, decide_every=5, structure=structure
+    )
+    loop.run(27)
+    loop.structure.prune(0.5, "magnitude", "layer")
+    with torch.no_grad():
+        next(loop.model.parameters()).fill_(math.nan)
+    loop.run(10)
+    assert any(decision.rolled_back for decision in loop.decisions)
+    assert loop.active == {"0": 16, "2": 12}
+    idle_is_zero(loop)
+    assert all(bool(loop.model.get_parameter(f"{name}.weight").any(1).all()) for name in loop.active)
+
+
+def test_compaction_waits_for_the_controller() -> None:
+    loop = Digits().attach(wanting(0.5)).run(12)
+    with pytest.raises(UserError, match="call controller.detach"):
+        loop.structure.compact()
+    assert loop.controller is not None
+    loop.controller.detach()
+    loop.structure.compact()
+    loop.attach(wanting(0.75)).run(6)
+    assert sum(loop.structure.groups.values()) == 14
+
+
+def test_gates_come_before_the_controller() -> None:
+    loop = Digits().attach(wanting(1.0))
+    with pytest.raises(MismatchError, match="call trimtab.gates before attach"):
+        gates(loop.model, loop.optimizer, torch.zeros(1, 64))
+
+
+def test_the_users_own_edit_is_undone_after_those_of_the_controller() -> None:
+    loop = Digits()
+    own = loop.structure.prune(0.25, "random", "layer")
+    loop.attach(wanting(0.5)).run(1)
+    gone = {name: ~mask for name, mask in loop.structure.active.items()}
+    own.undo()
+    idle_is_zero(loop)
+    for name, mask in loop.structure.active.items():
+        gone[name][own.units[name]] = False
+        assert torch.equal(~mask, gone[name])
+    loop.run(20)
     idle_is_zero(loop)
 
 
@@ -468,6 +519,30 @@ def test_other_things_that_are_refused() -> None:
         loop.attach("prune-cubic", Editing(loop.structure, [(loop.inputs, loop.labels)], lambda m, b: m(b[0])))
     with pytest.raises(TypeError, match=r"attach\(\) got an unexpected keyword argument 'structur'"):
         attach(loop.optimizer, policy="constant", structur=loop.structure)  # type: ignore[call-arg]
+
+
+@pytest.mark.parametrize(
+    ("batches", "loss"),
+    [
+        (torch.zeros(4, 64), mean_loss),
+        (lambda: None, mean_loss),
+        (lambda: [(torch.zeros(4, 64), torch.zeros(4, dtype=torch.int64))], torch.nn.CrossEntropyLoss()),
+        (lambda: [(torch.zeros(4, 64), torch.zeros(4, dtype=torch.int64))], lambda model, batch: 1 / 0),
+    ],
+)
+def test_batches_and_losses_that_do_not_work_are_refused_in_one_sentence(batches: Any, loss: Any) -> None:
+    loop = Digits()
+    with pytest.raises(UserError, match="units could not be scored by 'agf'"):
+        loop.attach(wanting(0.5), Editing(loop.structure, batches, loss))
+    loop.attach(wanting(0.5)).run(6)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"least": "a"}, {"most": None}, {"dead_band": True}, {"criterion": []}, {"scope": None}]
+)
+def test_settings_of_another_kind_are_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match=next(iter(wrong))):
+        EditConfig(**wrong)
 
 
 def test_several_ranks_are_refused() -> None:

@@ -16,10 +16,10 @@ from tests.policies.live import Loop, Scripted, adamw
 from torch import nn
 
 from trimtab.errors import MismatchError, UserError
+from trimtab.inner_training.attached import ATTACHED
 from trimtab.policies import interrupts, remarks
 from trimtab.policies.attach import attach
 from trimtab.policies.hosts.hosted import Hosted, HostOptions
-from trimtab.policies.optimizers import ATTACHED
 
 WATCHING = ("started", "loss_slope", "dormant")  # the last one has the model's forward pass hooked
 

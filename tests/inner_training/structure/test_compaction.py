@@ -119,7 +119,7 @@ def test_the_structure_goes_on_after_compaction() -> None:
     model, chosen, example, structure = pruned("residual")
     last = structure._editor._history[-1].edit
     structure.compact()
-    with pytest.raises(UserError, match="compacted or loaded"):
+    with pytest.raises(UserError, match="compacted, loaded or rolled back"):
         last.undo()
     edit = structure.prune(0.3, "magnitude")
     gone = sum(map(len, edit.units.values()))

@@ -39,7 +39,7 @@ class Slow:
                 moments = {"exp_avg": first[name][run].clone(), "exp_avg_sq": second[name][run].clone()}
                 optimizer.state[parameter] = {"step": torch.tensor(9.0), **moments}
             gates = Gates(model, optimizer, known_groups(model))
-            editor = Editor(gates)
+            editor = Editor(gates, {})
             for name, active in structure.active.items():
                 gates.active[name] = active[run].clone()
                 gates.refresh(gates.entries(gates.groups[name], (~active[run]).nonzero()[:, 0]))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import io
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -40,7 +41,7 @@ def test_a_saved_structure_goes_on_bit_for_bit() -> None:
     other.load_state_dict(saved[0])
     other_optimizer.load_state_dict(saved[1])
     resumed.load_state_dict(saved[2])
-    with pytest.raises(UserError, match="compacted or loaded"):
+    with pytest.raises(UserError, match="compacted, loaded or rolled back"):
         old.undo()
     for one, optimizer, each in ((model, chosen, structure), (other, other_optimizer, resumed)):
         train(one, optimizer, example, 3)
@@ -64,6 +65,74 @@ def test_a_state_of_another_structure_is_refused() -> None:
         structures[0].load_state_dict(structures[1].state_dict())
     with pytest.raises(MismatchError, match="version 7"):
         structures[0].load_state_dict({**structures[0].state_dict(), "version": 7})
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"active": {"layers.0": torch.ones(8, dtype=torch.int64)}},
+        {"active": []},
+        {"born": {}},
+        {"steps": "7"},
+        {"parked": {"elsewhere": torch.zeros(1)}},
+        {"cohorts": [["elsewhere", torch.zeros(1), torch.zeros(1)]]},
+        {"cohorts": [["0.weight", torch.tensor([10_000]), torch.tensor([1])]]},
+        {"draws": None},
+    ],
+)
+def test_a_damaged_state_is_refused_and_changes_nothing(damage: dict[str, Any]) -> None:
+    model, example = make("perceptron")
+    structure = trimtab.gates(model, torch.optim.SGD(model.parameters(), lr=0.1), example)
+    structure.prune(0.3, "magnitude")
+    before, units = {name: one.clone() for name, one in model.state_dict().items()}, structure.active
+    with pytest.raises(MismatchError, match="damaged"):
+        structure.load_state_dict({**structure.state_dict(), **damage})
+    for name in damage:
+        with pytest.raises(MismatchError, match="damaged"):
+            structure.load_state_dict({key: one for key, one in structure.state_dict().items() if key != name})
+    assert all(torch.equal(one, before[name]) for name, one in model.state_dict().items())
+    assert all(torch.equal(mask, units[name]) for name, mask in structure.active.items())
+
+
+def test_weights_from_elsewhere_are_found_before_compaction() -> None:
+    model, example = make("perceptron")
+    weights = {name: one.clone() for name, one in model.state_dict().items()}
+    structure = trimtab.gates(model, torch.optim.SGD(model.parameters(), lr=0.1), example)
+    structure.prune(0.3, "magnitude")
+    model.load_state_dict(weights)
+    with pytest.raises(MismatchError, match="holds values of units that are not active"):
+        structure.compact()
+    structure.load_state_dict(structure.state_dict())
+    structure.compact()
+
+
+def test_a_second_structure_of_a_pruned_model_goes_on_or_is_refused() -> None:
+    model, example = make("perceptron")
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    structure = trimtab.gates(model, optimizer, example)
+    trimtab.gates(model, optimizer, example)  # nothing is held yet
+    structure.prune(0.3, "magnitude")
+    with pytest.raises(MismatchError, match="an earlier structure of this model holds"):
+        trimtab.gates(model, torch.optim.Adam(model.parameters()), example)
+    again = trimtab.gates(model, optimizer, example)
+    assert {name: mask.tolist() for name, mask in again.active.items()} == {
+        name: mask.tolist() for name, mask in structure.active.items()
+    }
+    again.compact()
+    assert trimtab.gates(model, optimizer, example).groups == again.groups == structure.groups
+
+
+def test_a_compiled_model_is_compacted_as_the_refusal_says() -> None:
+    model, example = make("perceptron")
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    structure = trimtab.gates(torch.compile(model, backend="eager"), optimizer, example)
+    structure.prune(0.5, "magnitude")
+    active = sum(int(mask.sum()) for mask in structure.active.values())
+    with pytest.raises(UserError, match="gates made on that"):
+        structure.compact()
+    inner = trimtab.gates(model, optimizer, example)
+    inner.compact()
+    assert sum(inner.groups.values()) == active < sum({"0": 8, "2": 7}.values())
 
 
 def test_ages_count_steps_since_birth() -> None:
