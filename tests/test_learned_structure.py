@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
+from experiments.learned_structure.__main__ import page_of
 from experiments.learned_structure.arms import LEVELS, RULES, rule_arms
 from experiments.learned_structure.measure import Played, at_equal_work, frontier, over_families
 from experiments.learned_structure.together import Together
@@ -71,3 +75,11 @@ def test_work_beyond_the_sizes_is_told() -> None:
     policy, rule = sizes(np.random.default_rng(3), 50, 0.0)
     found, _ = at_equal_work(Played(policy.work + 2, policy.height), rule, np.random.default_rng(0))
     assert not found.within
+
+
+def test_the_page_shows_the_figures() -> None:
+    docs = Path(__file__).parents[1] / "docs"
+    text = (docs / "learned_structure.md").read_text()
+    content = json.loads((docs / "results" / "learned_structure.json").read_text())
+    assert all(table in text for table in page_of(content).strip().split("\n\n"))
+    assert len(content["differences"]["joint"]) == 3 * len(RULES)
