@@ -18,6 +18,7 @@ class StructureSettings(Part):
     growth: Name = EditConfig.growth
     newborn_state: Name = EditConfig.newborn_state
     scale: Number = Field(default=EditConfig.scale, ge=0, le=1000)
+    normalisation: Name = EditConfig.normalisation
     scope: Name = EditConfig.scope
     batches: Whole = Field(default=EditConfig.batches, ge=1, le=1000)
     start: Number | None = Field(default=EditConfig.start, gt=0, le=1)

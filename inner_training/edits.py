@@ -86,6 +86,7 @@ class EditConfig:
 
     Attributes:
         criterion: scores units; the lowest are removed.
+        normalisation: of these scores, which makes groups comparable: raw ones may take nearly all units of one group.
         reset_criterion: the lowest by this one are reset.
         growth: the growth method.
         newborn_state: ``zero`` or ``transplant``.
@@ -105,6 +106,7 @@ class EditConfig:
     """
 
     criterion: str = "agf"
+    normalisation: str = "mean"
     reset_criterion: str = "redo"
     growth: str = "pairing"
     newborn_state: str = "zero"
@@ -122,11 +124,13 @@ class EditConfig:
     def __post_init__(self) -> None:
         from trimtab.inner_training.structure.criteria import CRITERIA
         from trimtab.inner_training.structure.growth import GROWTH
+        from trimtab.inner_training.structure.normalisations import NORMALISATIONS
         from trimtab.inner_training.structure.stacked import SHARED_STATES
         from trimtab.inner_training.structure.stacked_choice import SCOPES
 
         for what, name, table in (
             ("criterion", self.criterion, CRITERIA),
+            ("normalisation", self.normalisation, NORMALISATIONS),
             ("criterion", self.reset_criterion, CRITERIA),
             ("growth method", self.growth, GROWTH),
             ("newborn state", self.newborn_state, SHARED_STATES),

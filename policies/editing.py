@@ -14,6 +14,7 @@ from trimtab.inner_training.edits import EDITS, EditConfig
 from trimtab.inner_training.structure.criteria import resolve_criterion
 from trimtab.inner_training.structure.growth import resolve_growth
 from trimtab.inner_training.structure.live_edits import FREE, LiveEdits, Source
+from trimtab.inner_training.structure.normalisations import resolve_normalisation
 from trimtab.inner_training.structure.running import unwrapped
 from trimtab.inner_training.structure.second_order import Loss
 from trimtab.inner_training.structure.structure import Structure
@@ -119,6 +120,7 @@ def _needed(config: EditConfig, levers: list[str]) -> dict[str, frozenset[str]]:
     found = {}
     if "width" in levers:
         found[f"criterion {config.criterion!r}"] = resolve_criterion(config.criterion).needs
+        found[f"normalisation {config.normalisation!r}"] = resolve_normalisation(config.normalisation).needs
         found[f"growth method {config.growth!r}"] = resolve_growth(config.growth).needs
     if "reset" in levers:
         found[f"criterion {config.reset_criterion!r} of resets"] = resolve_criterion(config.reset_criterion).needs

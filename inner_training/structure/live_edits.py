@@ -23,6 +23,7 @@ from trimtab.inner_training.structure.criteria import resolve_criterion
 from trimtab.inner_training.structure.edit import Edit
 from trimtab.inner_training.structure.evidence import of_runs
 from trimtab.inner_training.structure.groups import Group
+from trimtab.inner_training.structure.normalisations import resolve_normalisation
 from trimtab.inner_training.structure.second_order import Loss
 from trimtab.inner_training.structure.stacked_choice import lowest
 from trimtab.inner_training.structure.stacked_diagnostics import DIAGNOSTICS, NEEDS, Scored, diagnosed
@@ -175,20 +176,21 @@ class LiveEdits:
 
     def _lowest(self, name: str, share: float, units: UnitCounts) -> dict[str, Tensor]:
         """Numbers of the units that go or begin anew, by group: chosen as in a population."""
-        criterion, wanted = self.config.reset_criterion, np.array([share])
+        criterion, scale, wanted = self.config.reset_criterion, "none", np.array([share])
         if name == "width":
-            criterion, wanted = self.config.criterion, units.of_active(np.array([-share]))
-        scores = {one: found.cpu()[None] for one, found in self._scores(criterion).items()}
+            criterion, scale = self.config.criterion, self.config.normalisation
+            wanted = units.of_active(np.array([-share]))
+        scores = {one: found.cpu()[None] for one, found in self._scores(criterion, scale).items()}
         row, active = _Row(self._groups), self.structure.active
         joined = row.joined({one: mask[None] for one, mask in active.items()}, False)
         which = lowest(scores, joined, row, wanted, self.config.scope)[0]
         found = {one: which[row[one].span].nonzero()[:, 0] for one in active}
         return {one: numbers for one, numbers in found.items() if len(numbers)}
 
-    def _scores(self, criterion: str) -> dict[str, Tensor]:
-        moving = resolve_criterion(criterion).needs - FREE
+    def _scores(self, criterion: str, normalisation: str) -> dict[str, Tensor]:
+        moving = (resolve_criterion(criterion).needs | resolve_normalisation(normalisation).needs) - FREE
         batches = self._taken(self.config.batches) if moving else None
-        return self.structure.score(criterion, batches, self._loss)
+        return self.structure.score(criterion, batches, self._loss, normalisation=normalisation)
 
     def _note(self, made: Edit) -> None:
         gates = self.structure.editor.gates
@@ -213,11 +215,14 @@ class LiveEdits:
         Raises:
             UserError: a criterion cannot be had of this model, its batches and its loss.
         """
-        wanted = {"width": self.config.criterion, "reset": self.config.reset_criterion}
+        wanted = {
+            "width": (self.config.criterion, self.config.normalisation),
+            "reset": (self.config.reset_criterion, "none"),
+        }
         draws = self.structure._draws.get_state()
         try:
-            for criterion in {wanted[name] for name in levers if name in wanted}:
-                self._scores(criterion)
+            for criterion, normalisation in {wanted[name] for name in levers if name in wanted}:
+                self._scores(criterion, normalisation)
         except UserError:
             raise
         except Exception as error:  # of a source or a loss of somebody else's

@@ -76,7 +76,9 @@ class PopulationEdits:
         """Removes a share (N,) of the active units of each run, the lowest by the criterion; 0 leaves a run as it is."""
         config, runs = self.config, shares > 0
         nobody = torch.zeros(len(runs), dtype=torch.bool, device=self.population.device)
-        scores = self.structure.score(config.criterion, batches=config.batches, noted=nobody)
+        scores = self.structure.score(
+            config.criterion, normalisation=config.normalisation, batches=config.batches, noted=nobody
+        )
         self.structure.prune(shares, scores, scope=config.scope, runs=runs)
 
     def grow(self, shares: np.ndarray) -> None:

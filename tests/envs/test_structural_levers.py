@@ -191,6 +191,22 @@ def test_a_run_is_what_it_is_whatever_others_edit() -> None:
         assert one.log_val_loss[0] == other.log_val_loss[0]
 
 
+@pytest.mark.parametrize("normalisation", ["mean", "none"])
+def test_units_go_by_normalised_scores(normalisation: str) -> None:
+    structure = {**FREE, "start": 1.0, "most": 0.5, "criterion": "magnitude", "normalisation": normalisation}
+    episodes = started(scenario(structure=structure))
+    part = units_of(episodes)._parts[0]
+    scores = part.structure.score("magnitude", normalisation=normalisation)
+    before = {name: mask.clone() for name, mask in part.structure.active.items()}
+    part.prune(np.full(4, 0.3))
+    joined = {name: torch.where(before[name], one, torch.inf) for name, one in scores.items()}
+    kept = torch.cat([one.masked_fill(~part.structure.active[name], -torch.inf) for name, one in joined.items()], 1)
+    gone = torch.cat([one.masked_fill(part.structure.active[name], torch.inf) for name, one in joined.items()], 1)
+    lowest_kept = torch.where(kept == -torch.inf, torch.inf, kept).min(1).values
+    highest_gone = torch.where(gone == torch.inf, -torch.inf, gone).max(1).values
+    assert (highest_gone <= lowest_kept).all() and torch.isfinite(highest_gone).all()
+
+
 def test_resets_renew_units_and_keep_the_width() -> None:
     episodes = started(scenario())
     result = episodes.step(np.tile([0.0, 0.0, 1.0], (4, 1)))
