@@ -15,6 +15,7 @@ from experiments.criteria import costs, dense, looks, measure, page, study
 from experiments.criteria.arms import FRESH, Arm, Plan, Slots, Workshop
 from experiments.criteria.dense import Calibrator, Choice, Dense, Scores
 from experiments.criteria.tasks import TASKS, narrowed
+from experiments.pages import filled
 from scipy.stats import ttest_rel
 
 from trimtab.inner_training.structure.criteria import CRITERIA
@@ -28,7 +29,7 @@ TINY = Plan(seeds=2, steps=2, tuning=2, rate=0.01, sparsities=(0.5, 0.97), slots
 @STUDIED
 def test_the_page_shows_the_figures() -> None:
     text, found = (DOCS / "criteria.md").read_text(), json.loads(RESULTS.read_text())
-    assert page.filled(text, found) == text
+    assert filled(text, page.tables_of(found)) == text
     for name, lines in page.tables_of(found).items():
         assert f"<!-- table: {name} -->\n\n" + "\n".join(lines) in text
 

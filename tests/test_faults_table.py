@@ -12,6 +12,7 @@ from experiments.faults import __main__ as script
 from experiments.faults import cases, measure, page, studies
 from experiments.faults.cases import Case
 from experiments.faults.play import Played
+from experiments.pages import filled
 
 from tests.inner_training.problems import SmallDigits
 from trimtab.inner_training.disturbances import DISTURBANCES, DisturbanceSettings, Event
@@ -40,7 +41,7 @@ def test_the_page_shows_the_figures(name: str) -> None:
 @STUDIED
 def test_the_page_is_filled_anew() -> None:
     text = (DOCS / "faults.md").read_text()
-    assert page.filled(text, found()) == text
+    assert filled(text, page.tables_of(found())) == text
 
 
 @pytest.mark.parametrize("kind", DISTURBANCES)

@@ -15,6 +15,7 @@ from experiments.growth_stability import __main__ as script
 from experiments.growth_stability import arena, cells, grounds, measure, page, studies
 from experiments.growth_stability.arena import Arena, Played, Run
 from experiments.growth_stability.cells import DENSE, GROW, PRUNE, REMAIN, RESTART, Cell
+from experiments.pages import filled
 from scipy import stats
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -38,7 +39,7 @@ def test_the_page_shows_the_figures(name: str) -> None:
 @STUDIED
 def test_the_page_is_filled_anew() -> None:
     text = (DOCS / "growth.md").read_text()
-    assert page.filled(text, found()) == text
+    assert filled(text, page.tables_of(found())) == text
 
 
 @pytest.mark.parametrize("percent", cells.COMPACTNESS)

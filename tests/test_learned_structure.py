@@ -7,10 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from experiments.learned_structure.__main__ import page_of
+from experiments.learned_structure.__main__ import tables_of
 from experiments.learned_structure.arms import LEVELS, RULES, rule_arms
 from experiments.learned_structure.measure import Played, at_equal_work, frontier, over_families
 from experiments.learned_structure.together import Together
+from experiments.pages import filled
 
 from trimtab.errors import MismatchError
 from trimtab.policies.registry import load_policy
@@ -81,5 +82,7 @@ def test_the_page_shows_the_figures() -> None:
     docs = Path(__file__).parents[1] / "docs"
     text = (docs / "learned_structure.md").read_text()
     content = json.loads((docs / "results" / "learned_structure.json").read_text())
-    assert all(table in text for table in page_of(content).strip().split("\n\n"))
+    tables = tables_of(content)
+    assert all(f"<!-- table: {name} -->" in text for name in tables)
+    assert filled(text, tables) == text
     assert len(content["differences"]["joint"]) == 3 * len(RULES)

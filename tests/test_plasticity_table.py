@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from experiments.pages import filled
 from experiments.plasticity import __main__ as script
 from experiments.plasticity import page, play, study
 from experiments.plasticity.arms import ARMS, Arm, Run, end_width, widths
@@ -39,7 +40,7 @@ def test_the_page_shows_the_figures(name: str) -> None:
 @STUDIED
 def test_the_page_is_filled_anew() -> None:
     text = (DOCS / "plasticity.md").read_text()
-    assert page.filled(text, found()) == text
+    assert filled(text, page.tables_of(found())) == text
 
 
 def test_every_method_is_an_arm_and_all_try_as_many_settings() -> None:

@@ -19,9 +19,10 @@ import torch
 from experiments.criteria.arms import SPARSITIES, Plan
 from experiments.criteria.figure import draw
 from experiments.criteria.figures import figures
-from experiments.criteria.page import filled, tables_of
+from experiments.criteria.page import tables_of
 from experiments.criteria.study import study
 from experiments.criteria.tasks import TASKS
+from experiments.pages import filled
 
 WHOLE = Plan(seeds=5, steps=0, tuning=0, rate=0.0, sparsities=SPARSITIES, slots=40)
 SMALL = Plan(seeds=2, steps=20, tuning=10, rate=0.0, sparsities=(0.5, 0.97), slots=32)
@@ -67,7 +68,7 @@ def main() -> None:
     if options.out:
         draw(result, options.out)
     if options.page:
-        options.page.write_text(filled(options.page.read_text(), result))
+        options.page.write_text(filled(options.page.read_text(), tables_of(result)))
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ def interval(values: np.ndarray) -> list[float]:
     """
     middle, error = float(values.mean()), float(values.std(ddof=1)) / np.sqrt(len(values))
     wide = float(student.ppf(1 - LEVEL / 2, len(values) - 1)) * error
-    return [round(one, 4) for one in (middle, middle - wide, middle + wide)]
+    return [round(float(one), 4) for one in (middle, middle - wide, middle + wide)]
 
 
 def p_value(differences: np.ndarray) -> float:

@@ -6,7 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from experiments import pages
 from experiments.criteria.measure import interval
+from experiments.pages import table
 
 SIGNS = {1: " +", -1: " -", 0: ""}
 CALIBRATIONS = ("none", "log", "mean", "max", "rank", "fisher")
@@ -15,13 +17,7 @@ Found = Mapping[str, Any]
 
 def span(values: Sequence[float], form: str = ".3f") -> str:
     """An estimate with its interval."""
-    middle, low, high = values
-    return f"{middle:{form}} [{low:{form}}, {high:{form}}]"
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    lines = [list(head), ["---"] * len(head), *rows]
-    return ["| " + " | ".join(line) + " |" for line in lines]
+    return pages.span(values, form)
 
 
 def _percent(sparsity: str) -> str:
@@ -63,7 +59,7 @@ def overview(found: Found) -> list[str]:
         "validation loss",
         "multiplications left, %",
     )
-    return _table(head, rows)  # fmt: skip
+    return table(head, rows)  # fmt: skip
 
 
 def criteria(found: Found, task: str, field: str) -> list[str]:
@@ -77,7 +73,7 @@ def criteria(found: Found, task: str, field: str) -> list[str]:
             [f"`{name}`", *(f"{one['value'][0]:.3f}, {span(one['minus_control'], '+.3f')}{SIGNS[one['verdict']]}"
                             for one in cells)]
         )  # fmt: skip
-    return _table(("criterion", *map(_percent, shares)), rows)
+    return table(("criterion", *map(_percent, shares)), rows)
 
 
 def verdicts(found: Found) -> list[str]:
@@ -95,7 +91,7 @@ def verdicts(found: Found) -> list[str]:
                 better = -1 if field.startswith("loss") else 1
                 cells.append(f"{every.count(better)} better, {every.count(-better)} worse, of {len(every)}")
             rows.append([f"`{task}`", field if "before" in field else f"{field} after", *cells])
-    return _table(("task", "of what", *map(_percent, _sparsities(found))), rows)
+    return table(("task", "of what", *map(_percent, _sparsities(found))), rows)
 
 
 def scratch(found: Found) -> list[str]:
@@ -109,7 +105,7 @@ def scratch(found: Found) -> list[str]:
                 less = "" if name == "inherited, agf" else f", {span(row['agf_minus'], '+.3f')}"
                 cells.append(f"{row['value'][0]:.3f}{less}")
             rows.append([f"`{task}`", name, *cells])
-    return _table(("task", "weights", *map(_percent, _sparsities(found))), rows)
+    return table(("task", "weights", *map(_percent, _sparsities(found))), rows)
 
 
 def stability(found: Found, share: str = "0.75") -> list[str]:
@@ -121,7 +117,7 @@ def stability(found: Found, share: str = "0.75") -> list[str]:
         [f"`{name}`", *(f"{_mean(found['tasks'][task]['stability'][kind][name][share]):.2f}" for task in tasks for kind in kinds)]
         for name in names
     ]  # fmt: skip
-    return _table(("criterion", *(f"{task}: {kind}" for task in tasks for kind in kinds)), rows)
+    return table(("criterion", *(f"{task}: {kind}" for task in tasks for kind in kinds)), rows)
 
 
 def spread(found: Found) -> list[str]:
@@ -132,7 +128,7 @@ def spread(found: Found) -> list[str]:
         [f"`{name}`", *(f"{tasks[task]['layer'][share]['accuracy']['spread'][name]:.3f}" for task in tasks for share in shares)]
         for name in names
     ]  # fmt: skip
-    return _table(("criterion", *(f"{task}, {_percent(share)}" for task in tasks for share in shares)), rows)
+    return table(("criterion", *(f"{task}, {_percent(share)}" for task in tasks for share in shares)), rows)
 
 
 def few(found: Found) -> list[str]:
@@ -147,7 +143,7 @@ def few(found: Found) -> list[str]:
             ("Jaccard of two draws of 100", [f"{_mean(stable['agf-100'][share]):.2f}" for share in _sparsities(found)]),
         ):  # fmt: skip
             rows.append([f"`{task}`", label, *cells])
-    return _table(("task", "of what", *map(_percent, _sparsities(found))), rows)
+    return table(("task", "of what", *map(_percent, _sparsities(found))), rows)
 
 
 def magnitude(found: Found) -> list[str]:
@@ -163,7 +159,7 @@ def magnitude(found: Found) -> list[str]:
             cells += [span(interval(np.array(one["correlation"])), "+.2f"), overlaps]
         rows.append([f"`{name}`", *cells])
     head = [f"{task}: {what}" for task in tasks for what in ("rank correlation", "Jaccard, by sparsity")]
-    return _table(("agf against", *head), rows)
+    return table(("agf against", *head), rows)
 
 
 def scopes(found: Found) -> list[str]:
@@ -178,7 +174,7 @@ def scopes(found: Found) -> list[str]:
                     f"{row['accuracy'][0]:.3f}, {span(row['minus_layer'], '+.3f')}; {100 * row['work'][0]:.0f} %"
                 )
             rows.append([f"`{task}`", f"`{name.replace(' ', '` `')}`", *cells])
-    return _table(("task", "criterion, calibration", *map(_percent, _sparsities(found))), rows)
+    return table(("task", "criterion, calibration", *map(_percent, _sparsities(found))), rows)
 
 
 def calibrations(found: Found) -> list[str]:
@@ -192,7 +188,7 @@ def calibrations(found: Found) -> list[str]:
                 kept = "" if left is None else "; " + ", ".join(f"{_mean(group[share]):.1f}" for group in left.values())
                 cells.append(f"{_mean(one['agf']['calibrations'][name][share]):.2f}{kept}")
             rows.append([f"`{task}`", f"`{name}`", *cells])
-    return _table(("task", "calibration", *map(_percent, _sparsities(found))), rows)
+    return table(("task", "calibration", *map(_percent, _sparsities(found))), rows)
 
 
 def ranges(found: Found) -> list[str]:
@@ -203,7 +199,7 @@ def ranges(found: Found) -> list[str]:
         for name in ("range", "layer range", "correlation", "train loss"):
             rows.append([f"`{task}`", name, *(f"{_geometric(values, name):.3g}" for values in history[name])])
     shares = next(iter(found["tasks"].values()))["history"]["share"]
-    return _table(("task", "of what", *(f"{100 * share:.0f} %" for share in shares)), rows)
+    return table(("task", "of what", *(f"{100 * share:.0f} %" for share in shares)), rows)
 
 
 def _geometric(values: Sequence[float], name: str) -> float:
@@ -229,7 +225,7 @@ def costs(found: Found) -> list[str]:
             )  # fmt: skip
     head = ("task", "group", "AGF of a unit", "multiplications of a unit", "ms saved by 75 % of the group",
             "AGF, over the last group's", "multiplications, likewise", "time, likewise")  # fmt: skip
-    return _table(head, rows)
+    return table(head, rows)
 
 
 PARTS = {"before": "accuracy before", "after": "accuracy"}
@@ -255,15 +251,3 @@ def tables_of(found: Found) -> dict[str, list[str]]:
         for part, field in PARTS.items():
             tables[f"{task} {part}"] = criteria(found, task, field)
     return tables
-
-
-def filled(text: str, found: Found) -> str:
-    """The page with its tables between ``<!-- table: NAME -->`` and ``<!-- end -->`` made anew."""
-    for name, lines in tables_of(found).items():
-        start = f"<!-- table: {name} -->"
-        if start not in text:
-            continue
-        before, _, rest = text.partition(start)
-        _, _, after = rest.partition("<!-- end -->")
-        text = before + start + "\n\n" + "\n".join(lines) + "\n\n<!-- end -->" + after
-    return text

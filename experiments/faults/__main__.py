@@ -23,7 +23,7 @@ import torch
 from experiments.faults import measure
 from experiments.faults.figure import draw
 from experiments.faults.measure import Outcome
-from experiments.faults.page import LEGEND, cells, filled, tables_of
+from experiments.faults.page import LEGEND, cells, tables_of
 from experiments.faults.studies import (
     FAMILIES,
     POLICIES,
@@ -36,6 +36,7 @@ from experiments.faults.studies import (
     forgetting,
     shifts,
 )
+from experiments.pages import filled
 from rich.console import Console
 from rich.table import Table
 
@@ -134,7 +135,7 @@ def main() -> None:
         options.out.parent.mkdir(parents=True, exist_ok=True)
         options.out.write_text(json.dumps(result, indent=None, separators=(",", ":")) + "\n")
     if options.page:
-        options.page.write_text(filled(options.page.read_text(), result))
+        options.page.write_text(filled(options.page.read_text(), tables_of(result)))
 
 
 if __name__ == "__main__":

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from experiments.pages import span, table
+
 LEGEND = (
     "policy",
     "recovered",
@@ -17,20 +19,9 @@ LEGEND = (
 )
 
 
-def span(values: list[float], form: str = "+.2f") -> str:
-    """An estimate with its interval."""
-    middle, low, high = values
-    return f"{middle:{form}} [{low:{form}}, {high:{form}}]"
-
-
-def _table(head: tuple[str, ...], rows: list[list[str]]) -> list[str]:
-    lines = [list(head), ["---"] * len(head), *rows]
-    return ["| " + " | ".join(line) + " |" for line in lines]
-
-
 def summary(found: Mapping[str, Any]) -> list[str]:
     """Every policy over all transient faults of all families."""
-    return _table(LEGEND, [[policy, *cells(row)] for policy, row in found["transient"]["all"].items()])
+    return table(LEGEND, [[policy, *cells(row)] for policy, row in found["transient"]["all"].items()])
 
 
 def cells(row: Mapping[str, Any]) -> list[str]:
@@ -50,7 +41,7 @@ def by_kind(found: Mapping[str, Any], field: str, form: str, family: str = "all"
     rows = [
         [policy, *(f"{found['kinds'][family][kind][policy][field][0]:{form}}" for kind in kinds)] for policy in policies
     ]
-    return _table(("policy", *kinds), rows)
+    return table(("policy", *kinds), rows)
 
 
 def by_family(found: Mapping[str, Any]) -> list[str]:
@@ -60,7 +51,7 @@ def by_family(found: Mapping[str, Any]) -> list[str]:
         [policy, *(span(found["transient"][family][policy]["of_perfect"], ".2f") for family in families)]
         for policy in found["transient"]["all"]
     ]
-    return _table(("policy", *families), rows)
+    return table(("policy", *families), rows)
 
 
 def calm(found: Mapping[str, Any]) -> list[str]:
@@ -71,7 +62,7 @@ def calm(found: Mapping[str, Any]) -> list[str]:
                    for family in families)]
         for policy in found["calm"][families[0]]
     ]  # fmt: skip
-    return _table(("policy", *families), rows)
+    return table(("policy", *families), rows)
 
 
 def lasting(found: Mapping[str, Any]) -> list[str]:
@@ -89,7 +80,7 @@ def lasting(found: Mapping[str, Any]) -> list[str]:
         ]
         for policy in found["shifts"][places[0]]
     ]
-    return _table(("policy", *head), rows)
+    return table(("policy", *head), rows)
 
 
 def sequences(found: Mapping[str, Any]) -> list[str]:
@@ -103,7 +94,7 @@ def sequences(found: Mapping[str, Any]) -> list[str]:
                 for score in ("forgetting", "last_score", "phase_score")
             ]
             rows.append([f"`{family}`", policy, *for_scores])
-    return _table(("sequence", "policy", "forgetting", "all phases at the end", "each phase at its end"), rows)
+    return table(("sequence", "policy", "forgetting", "all phases at the end", "each phase at its end"), rows)
 
 
 TABLES = {
@@ -125,15 +116,3 @@ NEEDS = dict.fromkeys(TABLES, "transient") | {"lasting": "shifts", "sequences": 
 def tables_of(found: Mapping[str, Any]) -> dict[str, list[str]]:
     """The lines of every table whose study has been made, by name."""
     return {name: make(found) for name, make in TABLES.items() if NEEDS[name] in found}
-
-
-def filled(text: str, found: Mapping[str, Any]) -> str:
-    """The page with its tables between ``<!-- table: NAME -->`` and ``<!-- end -->`` made anew, as far as they were."""
-    for name, lines in tables_of(found).items():
-        start = f"<!-- table: {name} -->"
-        if start not in text:
-            continue
-        before, _, rest = text.partition(start)
-        _, _, after = rest.partition("<!-- end -->")
-        text = before + start + "\n\n" + "\n".join(lines) + "\n\n<!-- end -->" + after
-    return text

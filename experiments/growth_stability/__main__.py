@@ -19,8 +19,9 @@ from typing import Any
 
 import torch
 from experiments.growth_stability.figure import draw
-from experiments.growth_stability.page import filled, tables_of
+from experiments.growth_stability.page import tables_of
 from experiments.growth_stability.studies import RATES, STUDIES, Setting, study
+from experiments.pages import filled
 
 
 def parsed() -> argparse.Namespace:
@@ -63,7 +64,7 @@ def main() -> None:
     if options.png:
         draw(result, options.png)
     if options.page:
-        options.page.write_text(filled(options.page.read_text(), result))
+        options.page.write_text(filled(options.page.read_text(), tables_of(result)))
 
 
 if __name__ == "__main__":

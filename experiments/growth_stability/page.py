@@ -7,6 +7,7 @@ from typing import Any
 
 from experiments.growth_stability.cells import MAIN
 from experiments.growth_stability.measure import interval
+from experiments.pages import span, table
 
 Found = Mapping[str, Any]
 PLAIN = tuple(cell.name for cell in MAIN)
@@ -15,17 +16,6 @@ PLAIN = tuple(cell.name for cell in MAIN)
 def per_cent(values: list[float], form: str = ".1f") -> str:
     """A share with its interval, in per cent."""
     return span([100 * value for value in values], form)
-
-
-def span(values: list[float], form: str = "+.2f") -> str:
-    """An estimate with its interval."""
-    middle, low, high = (f"{value:{form}}" for value in values)
-    return f"{middle} [{low}, {high}]"
-
-
-def _table(head: tuple[str, ...], rows: list[list[str]]) -> list[str]:
-    lines = [list(head), ["---"] * len(head), *rows]
-    return ["| " + " | ".join(line) + " |" for line in lines]
 
 
 def _shown(cell: str) -> bool:
@@ -43,7 +33,7 @@ def accuracies(found: Found, place: str) -> list[str]:
                 name, str(row["units"]), per_cent(row["final"]), per_cent(row["average"]),
                 *(per_cent(row[key], form) if key in row else "" for key, form in again),
             ])  # fmt: skip
-    return _table(
+    return table(
         ("cell", "units", "final", "trajectory average", "retrained", "retrained - final", "average of that"), rows
     )
 
@@ -62,7 +52,7 @@ def smooth(found: Found) -> list[str]:
         ])  # fmt: skip
     head = ("cell", "final", "minus relu", "trajectory average", "minus relu", "ln gradient parity, at birth",
             "at the cycle's end")  # fmt: skip
-    return _table(head, rows)
+    return table(head, rows)
 
 
 def _parities(row: Found) -> list[str]:
@@ -78,7 +68,7 @@ def parities(found: Found, place: str) -> list[str]:
     ]
     head = ("cell", "ln gradient parity, at birth", "at the cycle's end", "ln activation parity, at birth",
             "at the cycle's end", "rise of the validation loss by an edit")  # fmt: skip
-    return _table(head, rows)
+    return table(head, rows)
 
 
 def differences(found: Found, place: str) -> list[str]:
@@ -88,7 +78,7 @@ def differences(found: Found, place: str) -> list[str]:
         for name, row in found[place]["differences"].items()
         if _shown(name.partition(" minus ")[0])
     ]
-    return _table(("difference", "final", "trajectory average"), rows)
+    return table(("difference", "final", "trajectory average"), rows)
 
 
 def interventions(found: Found, place: str) -> list[str]:
@@ -104,7 +94,7 @@ def interventions(found: Found, place: str) -> list[str]:
             ])  # fmt: skip
     head = ("cell", "final", "final minus grow", "average minus grow", "ln gradient parity, at birth",
             "at the cycle's end", "rise of the validation loss by an edit")  # fmt: skip
-    return _table(head, rows)
+    return table(head, rows)
 
 
 def correlated(found: Found, place: str) -> list[str]:
@@ -117,7 +107,7 @@ def correlated(found: Found, place: str) -> list[str]:
                 name, str(row["count"]), label, span(row[moment]["runs"]), span(cells) if cells else "",
                 span(row[moment]["inside"]),
             ])  # fmt: skip
-    return _table(("cells", "runs", "parity", "over runs", "over means of cells", "inside cells"), rows)
+    return table(("cells", "runs", "parity", "over runs", "over means of cells", "inside cells"), rows)
 
 
 def rates(found: Found, place: str) -> list[str]:
@@ -128,7 +118,7 @@ def rates(found: Found, place: str) -> list[str]:
     for name, losses in swept.items():
         lowest = min(losses.values())
         rows.append([name, *(f"**{one:.3f}**" if one == lowest else f"{one:.3f}" for one in losses.values())])
-    return _table(head, rows)
+    return table(head, rows)
 
 
 TABLES: dict[str, Callable[[Found], list[str]]] = {
@@ -149,15 +139,3 @@ NEEDS = {name: name if name == "smooth-leaky" else "perceptron" if "perceptron" 
 def tables_of(found: Found) -> dict[str, list[str]]:
     """The lines of every table whose study has been made, by name."""
     return {name: make(found) for name, make in TABLES.items() if NEEDS[name] in found}
-
-
-def filled(text: str, found: Found) -> str:
-    """The page with its tables between ``<!-- table: NAME -->`` and ``<!-- end -->`` made anew, as far as they were."""
-    for name, lines in tables_of(found).items():
-        start = f"<!-- table: {name} -->"
-        if start not in text:
-            continue
-        before, _, rest = text.partition(start)
-        _, _, after = rest.partition("<!-- end -->")
-        text = before + start + "\n\n" + "\n".join(lines) + "\n\n<!-- end -->" + after
-    return text

@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from experiments.learned_structure.arms import Arm, learned_arms, rule_arms
 from experiments.learned_structure.measure import Played, at_equal_work, over_families
+from experiments.pages import filled, span, table
 
 from trimtab.agents.conditions import Conditions
 from trimtab.agents.evaluate import Evaluator
@@ -77,32 +78,26 @@ def compared(played: Mapping[str, Mapping[str, Sequence[Played]]], learned: Sequ
     return table
 
 
-def page_of(content: Mapping[str, Any]) -> str:
-    """Tables in Markdown: what each arm did, and the differences."""
+def tables_of(content: Mapping[str, Any]) -> dict[str, list[str]]:
+    """The lines of the tables of docs/learned_structure.md: the differences, and what each arm did."""
     families = list(content["played"])
-    lines = []
+    titles = [f"`{one}`" for one in families]
+    found = {}
     for label, rules in content["differences"].items():
-        lines += [
-            "",
-            f"| `{label}` minus | {' | '.join(f'`{one}`' for one in families)} | all |",
-            "|---" * (len(families) + 2) + "|",
-        ]
-        for rule, row in rules.items():
-            cells = [f"{row[one]['estimate']:+.2f} [{row[one]['low']:+.2f}, {row[one]['high']:+.2f}]"
-                     + ("" if row[one].get("within", True) else " *") for one in (*families, "all")]  # fmt: skip
-            lines.append(f"| {rule} | {' | '.join(cells)} |")
-    lines += [
-        "",
-        f"| height (work) | size | {' | '.join(f'`{one}`' for one in families)} |",
-        "|---" * (len(families) + 2) + "|",
-    ]
-    first = content["played"][families[0]]
-    for name, sizes in first.items():
+        rows = [[rule, *(_difference(row[one]) for one in (*families, "all"))] for rule, row in rules.items()]
+        found[label] = table([f"`{label}` minus", *titles, "all"], rows)
+    rows = []
+    for name, sizes in content["played"][families[0]].items():
         for place, size in enumerate(sizes):
             cells = [content["played"][one][name][place] for one in families]
             text = [f"{cell['height']:.2f} ({cell['work']:.2f})" for cell in cells]
-            lines.append(f"| {name} | {'' if size['level'] is None else size['level']} | {' | '.join(text)} |")
-    return "\n".join(lines).strip() + "\n"
+            rows.append([name, "" if size["level"] is None else str(size["level"]), *text])
+    return {**found, "played": table(["height (work)", "size", *titles], rows)}
+
+
+def _difference(row: Mapping[str, Any]) -> str:
+    star = "" if row.get("within", True) else " *"
+    return span([row[name] for name in ("estimate", "low", "high")]) + star
 
 
 def main() -> None:
@@ -115,7 +110,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--training", action="store_true")
     parser.add_argument("--out", type=Path)
-    parser.add_argument("--page", type=Path)
+    parser.add_argument("--page", type=Path, help="page whose tables are made anew")
     options = parser.parse_args()
     if wrong := [one for one in (*options.learned, *options.beside) if "=" not in one]:
         raise UserError(f"{wrong[0]!r} has no label; give LABEL=POLICY")
@@ -152,12 +147,14 @@ def main() -> None:
             for family, found in played.items()
         },
     }
-    text = page_of(content)
-    print(text)
-    for path, written in ((options.out, json.dumps(content, indent=1) + "\n"), (options.page, text)):
-        if path:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(written)
+    tables = tables_of(content)
+    for name, lines in tables.items():
+        print(f"\n{name}", *lines, sep="\n")
+    if options.out:
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        options.out.write_text(json.dumps(content, indent=1) + "\n")
+    if options.page:
+        options.page.write_text(filled(options.page.read_text(), tables))
 
 
 if __name__ == "__main__":

@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from experiments.pages import filled
 from experiments.plasticity.figure import draw
-from experiments.plasticity.page import filled, tables_of
+from experiments.plasticity.page import tables_of
 from experiments.plasticity.study import SMALL, Size, played_rows, result
 
 
@@ -45,7 +46,7 @@ def main() -> None:
         options.out.parent.mkdir(parents=True, exist_ok=True)
         options.out.write_text(json.dumps(found, separators=(",", ":")) + "\n")
     if options.page:
-        options.page.write_text(filled(options.page.read_text(), found))
+        options.page.write_text(filled(options.page.read_text(), tables_of(found)))
     if options.png:
         draw(found, options.png)
 

@@ -138,7 +138,7 @@ def end_width(units: int, inputs: int, outputs: int) -> int:
     """Units of two hidden layers that leave the share ``END`` of the weights.
 
     >>> end_width(48, 64, 10)
-    28
+    29
     """
     weights = np.array([inputs * u + u * u + u * outputs for u in range(units + 1)])
     return int(np.abs(weights - END * weights[-1]).argmin())

@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
+from experiments import pages
+from experiments.pages import table
 from experiments.plasticity.arms import ARMS, EDITS, RESTS
 from experiments.plasticity.tasks import TASKS
 
@@ -15,13 +17,7 @@ PLAIN = ("none", "none-sgd", "fresh")
 
 def span(values: list[float], form: str = ".3f") -> str:
     """An estimate with its interval."""
-    middle, low, high = values
-    return f"{middle:{form}} [{low:{form}}, {high:{form}}]"
-
-
-def _table(head: tuple[str, ...], rows: list[list[str]]) -> list[str]:
-    lines = [list(head), ["---"] * len(head), *rows]
-    return ["| " + " | ".join(line) + " |" for line in lines]
+    return pages.span(values, form)
 
 
 def setting(name: str, rate: float, knob: float) -> str:
@@ -51,7 +47,7 @@ def arms(task: str, found: Found) -> list[str]:
             f"{row['early'][0]:.2f}", f"{row['late'][0]:.2f}", span(row["change"], "+.2f"),
             f"{row['final'][0]:.2f}", f"{row['dormant'][0]:.2f}", f"{row['rank'][0]:.1f}",
         ])  # fmt: skip
-    return _table(head, lines)
+    return table(head, lines)
 
 
 def check(found: Found) -> list[str]:
@@ -62,7 +58,7 @@ def check(found: Found) -> list[str]:
             tried = found["tuning"][task][name]
             cells = (f"{one['rate']:g}: {one['early']:.2f} / {one['late']:.2f}" for one in tried)
             lines.append([task, f"`{name}`", *cells])
-    return _table(("task", "arm", *(f"rate {place + 1}" for place in range(6))), lines)
+    return table(("task", "arm", *(f"rate {place + 1}" for place in range(6))), lines)
 
 
 def edits(task: str, found: Found) -> list[str]:
@@ -74,7 +70,7 @@ def edits(task: str, found: Found) -> list[str]:
             key = f"{number}/{rest}"
             if any(key in grid for grid in operators.values()):
                 lines.append([str(number), str(rest), *(_cell(grid.get(key)) for grid in operators.values())])
-    return _table(("edits", "phases between", *(f"`{name}`" for name in operators)), lines)
+    return table(("edits", "phases between", *(f"`{name}`" for name in operators)), lines)
 
 
 def _cell(row: Mapping[str, Any] | None) -> str:
@@ -94,7 +90,7 @@ def pairs(found: Found) -> list[str]:
         ]
         for name in names
     ]
-    return _table(("difference", *tasks), lines)
+    return table(("difference", *tasks), lines)
 
 
 def diagnostics(found: Found) -> list[str]:
@@ -102,7 +98,7 @@ def diagnostics(found: Found) -> list[str]:
     lines = [
         [task, *(f"{row[name]:+.2f}" for name in ("dormant", "rank"))] for task, row in found["diagnostics"].items()
     ]
-    return _table(("task", "dormant share", "effective rank"), lines)
+    return table(("task", "dormant share", "effective rank"), lines)
 
 
 def tried(found: Found) -> list[str]:
@@ -113,7 +109,7 @@ def tried(found: Found) -> list[str]:
         lines.append(
             [f"`{name}`", arm.doc.replace("|", chr(92) + "|"), ", ".join(f"{rate:g}" for rate in arm.rates), knob]
         )
-    return _table(("arm", "what it does", "rates", "knob"), lines)
+    return table(("arm", "what it does", "rates", "knob"), lines)
 
 
 TABLES: dict[str, Callable[[Found], list[str]]] = {
@@ -129,15 +125,3 @@ TABLES: dict[str, Callable[[Found], list[str]]] = {
 def tables_of(found: Found) -> dict[str, list[str]]:
     """The lines of every table."""
     return {name: table(found) for name, table in TABLES.items()}
-
-
-def filled(text: str, found: Found) -> str:
-    """The page with its tables between ``<!-- table: NAME -->`` and ``<!-- end -->`` made anew."""
-    for name, lines in tables_of(found).items():
-        start = f"<!-- table: {name} -->"
-        if start not in text:
-            continue
-        before, _, rest = text.partition(start)
-        _, _, after = rest.partition("<!-- end -->")
-        text = before + start + "\n\n" + "\n".join(lines) + "\n\n<!-- end -->" + after
-    return text

@@ -69,22 +69,24 @@ def test_a_group_of_small_scores_keeps_its_share_where_they_are_normalised(norma
 
 
 @pytest.mark.parametrize(
-    ("name", "start", "least", "most"),
+    ("name", "start", "least", "most", "loss"),
     [
-        ("prune-cubic", 0.0, 0.25, 0.35),
-        ("prune-steps", 0.0, 0.18, 0.25),
-        ("newborn-aware", 0.8, 0.75, 0.85),
-        ("rewire", 0.3, 0.5, 0.75),
+        ("prune-cubic", 0.0, 0.25, 0.35, 0.7),
+        ("prune-steps", 0.0, 0.18, 0.25, 0.8),  # a fifth of 28 units is not much
+        ("newborn-aware", 0.8, 0.75, 0.85, 0.7),
+        ("rewire", 0.3, 0.5, 0.75, 0.7),
     ],
 )
-def test_rules_reach_their_share_and_the_model_still_learns(name: str, start: float, least: float, most: float) -> None:
+def test_rules_reach_their_share_and_the_model_still_learns(
+    name: str, start: float, least: float, most: float, loss: float
+) -> None:
     loop = Digits()
     if start:
         loop.structure.prune(start, "random", "layer")
     loop.attach(name)
     first = np.mean([loop.step() for _ in range(10)])
     loop.run(180)
-    assert np.mean([loop.step() for _ in range(10)]) < 0.8 * first  # a fifth of 28 units is not much
+    assert np.mean([loop.step() for _ in range(10)]) < loss * first
     assert least <= sum(loop.active.values()) / 28 <= most
     idle_is_zero(loop)
     assert loop.controller is not None
@@ -227,7 +229,7 @@ class Watched(Scripted):
     [
         ((1.0, 1.0, 1.0, 1.0, 0.4), 11, 28),  # the edit is younger than the moment that is restored
         ((1.0, 0.5, 0.5, 0.5, 0.5), 14, 14),  # older
-        ((0.5, 0.5, 0.5, 0.5, 0.5, 0.9), 24, 14),  # one of each
+        ((0.5, 0.5, 0.5, 0.5, 0.5, 0.9), 25, 14),  # one of each
     ],
 )
 def test_a_rollback_restores_weights_state_and_units_bit_for_bit(
@@ -235,7 +237,7 @@ def test_a_rollback_restores_weights_state_and_units_bit_for_bit(
 ) -> None:
     loop = Digits()
     policy = Watched([[one] for one in targets], levers=dict(WIDTH))  # type: ignore[arg-type]
-    loop.attach(policy, loop.editing(rest=1, normalisation="none"), guard=GuardConfig(snapshots=place))
+    loop.attach(policy, loop.editing(rest=1), guard=GuardConfig(snapshots=place))
     policy.look = loop.everything
     loop.run(29)
     assert sum(loop.active.values()) == edited
