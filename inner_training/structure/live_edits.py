@@ -21,8 +21,9 @@ from trimtab.inner_training.own_randomness import ProcessRandomness
 from trimtab.inner_training.structure.collect import WEIGHTS, Request, gather
 from trimtab.inner_training.structure.criteria import resolve_criterion
 from trimtab.inner_training.structure.edit import Edit
-from trimtab.inner_training.structure.evidence import of_runs
+from trimtab.inner_training.structure.evidence import Evidence, of_runs
 from trimtab.inner_training.structure.groups import Group
+from trimtab.inner_training.structure.growth import resolve_growth
 from trimtab.inner_training.structure.normalisations import resolve_normalisation
 from trimtab.inner_training.structure.second_order import Loss
 from trimtab.inner_training.structure.stacked_choice import lowest
@@ -192,6 +193,13 @@ class LiveEdits:
         batches = self._taken(self.config.batches) if moving else None
         return self.structure.score(criterion, batches, self._loss, normalisation=normalisation)
 
+    def _gathered(
+        self, needs: frozenset[str], why: str, batches: list[Any] | None, draws: torch.Generator
+    ) -> dict[str, Evidence]:
+        structure = self.structure
+        request = Request(needs=needs, names=tuple(self._groups), example=structure._example, why=why, draws=draws)
+        return gather(structure.editor.gates, request, batches, self._loss)
+
     def _note(self, made: Edit) -> None:
         gates = self.structure.editor.gates
         self._unsettled.add(made)
@@ -210,24 +218,30 @@ class LiveEdits:
             self.structure._draws.set_state(self._draws)
 
     def check(self, levers: Iterable[str]) -> None:
-        """Scores units once by each criterion that levers need.
+        """Scores units once by each criterion that levers need, and gathers what newborns are made of.
 
         Raises:
-            UserError: a criterion cannot be had of this model, its batches and its loss.
+            UserError: a criterion or the growth method cannot be had of this model, its batches and its loss.
         """
         wanted = {
             "width": (self.config.criterion, self.config.normalisation),
             "reset": (self.config.reset_criterion, "none"),
         }
-        draws = self.structure._draws.get_state()
+        names, draws = set(levers), self.structure._draws.get_state()
         try:
-            for criterion, normalisation in {wanted[name] for name in levers if name in wanted}:
+            for criterion, normalisation in {wanted[name] for name in names & wanted.keys()}:
+                what = f"criterion {criterion!r}"
                 self._scores(criterion, normalisation)
+            if "width" in names:
+                what = f"growth method {self.config.growth!r}"
+                needs = resolve_growth(self.config.growth).needs
+                batches = self._taken(self.config.batches) if needs - FREE else None
+                self._gathered(needs, what, batches, self.structure._draws)
         except UserError:
             raise
         except Exception as error:  # of a source or a loss of somebody else's
             raise UserError(
-                f"units could not be scored by {criterion!r} ({type(error).__name__}: {error}); batches must give batches again and "
+                f"what {what} reads could not be had ({type(error).__name__}: {error}); batches must give batches again and "
                 "again, and loss_fn(model, batch) the mean loss of one"
             ) from error
         finally:
@@ -258,15 +272,8 @@ class LiveEdits:
         """
         gates, criterion = self.structure.editor.gates, resolve_criterion(self.config.criterion)
         draws = torch.Generator().manual_seed(gates.steps)  # of its own, so that edits draw what they would draw anyway
-        request = Request(
-            needs=NEEDS | criterion.needs,
-            names=tuple(gates.groups),
-            example=self.structure._example,
-            why="the structure's signals",
-            draws=draws,
-        )
         few = [_first(batch) for batch in self._taken(1) or ()]
-        single = gather(gates, request, few, self._loss)
+        single = self._gathered(NEEDS | criterion.needs, "the structure's signals", few, draws)
         scores = {name: criterion.score(one, draws)[None] for name, one in single.items()}
         evidence, row = {name: of_runs([one]) for name, one in single.items()}, _Row(gates.groups)
         device = next(iter(single.values())).device

@@ -16,10 +16,13 @@ from trimtab.inner_training.feeding import first_examples
 from trimtab.inner_training.measurements import PROBE_EVERY
 from trimtab.inner_training.population import Population
 from trimtab.inner_training.structure.criteria import resolve_criterion
+from trimtab.inner_training.structure.growth import resolve_growth
+from trimtab.inner_training.structure.normalisations import resolve_normalisation
 from trimtab.inner_training.structure.running import without_trace
 from trimtab.inner_training.structure.stacked import Stacked
 from trimtab.inner_training.structure.stacked_choice import lowest
 from trimtab.inner_training.structure.stacked_diagnostics import DIAGNOSTICS, NEEDS
+from trimtab.inner_training.structure.stacked_fields import Gathering
 
 EXAMPLES = 32  # of a batch, for what is measured
 
@@ -38,7 +41,7 @@ class PopulationEdits:
         sizes, minimum: (G,) int64 units of each group, and how many of them stay.
 
     Raises:
-        UserError: no unit of the population can be edited, or the criterion cannot be had of it.
+        UserError: no unit of the population can be edited, or a criterion or the growth method cannot be had of it.
     """
 
     def __init__(self, population: Population, config: EditConfig) -> None:
@@ -48,10 +51,21 @@ class PopulationEdits:
         self.sizes = np.array([one.units for one in self._groups], dtype=np.int64)
         self.minimum = np.array([one.group.minimum for one in self._groups], dtype=np.int64)
         self._intervals = np.zeros(population.num_runs, dtype=np.int64)
+        self._check()
         if config.start is not None and np.round(config.start * self.sizes).sum() < 1:
             raise UserError(
                 f"start is {config.start}, which leaves no unit of {population.family.name!r}; give a larger share"
             )
+
+    def _check(self) -> None:
+        config, groups = self.config, tuple(one.group for one in self._groups)
+        criterion, scale = resolve_criterion(config.criterion), resolve_normalisation(config.normalisation)
+        for why, needs in (
+            (f"criterion {config.criterion!r}", criterion.needs | scale.needs),
+            (f"criterion {config.reset_criterion!r}", resolve_criterion(config.reset_criterion).needs),
+            (f"growth method {config.growth!r}", resolve_growth(config.growth).needs),
+        ):
+            Gathering(self.population.family, groups, tuple(one.name for one in groups), needs, why).check()
 
     # --- as runs go -------------------------------------------------------------------------------------------------
 

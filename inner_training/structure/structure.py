@@ -109,15 +109,16 @@ class Structure:
         loss_fn: Loss | None = None,
         *,
         groups: Iterable[str] | None = None,
-        normalisation: str = "none",
+        normalisation: str = "mean",
         repair: bool = False,
     ) -> Edit:
         """Takes the active units of the lowest scores out.
 
         Args:
             share: of the units that are active now, in (0, 1].
-            criterion, batches, loss_fn, groups, normalisation: see ``score``.
+            criterion, batches, loss_fn, groups: see ``score``.
             scope: ``global`` compares the scores of all groups, ``layer`` takes the share of each group.
+            normalisation: see ``score``; raw scores (``none``) of groups of other sizes or places may empty one of them.
             repair: whether the units that stay make up, by least squares, for what went out of what reads them (see
                 ``brain_surgeon.repair``); this needs batches and a loss.
 

@@ -78,12 +78,12 @@ class AcceleratedController:
         self.controller.detach()
 
     def state_dict(self) -> dict[str, Any]:
-        """The controller's state in plain values; ``accelerator.save_state`` calls this."""
-        return self.controller.state_dict()
+        """The controller's state, and that of the structure that it edits; ``accelerator.save_state`` calls this."""
+        return self._hosted.state_dict() or {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restores a state; ``accelerator.load_state`` calls this after model, optimizer and scheduler."""
-        self.controller.load_state_dict(state)
+        self._hosted.restore(self.controller, state)
 
 
 def attach(

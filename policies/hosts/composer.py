@@ -90,7 +90,7 @@ class TrimtabAlgorithm:
         return False
 
     def state_dict(self) -> dict[str, Any]:
-        """The controller's state, in plain values."""
+        """The controller's state, and that of the structure that it edits."""
         return {"repr": repr(self), "controller": self._hosted.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any], strict: bool = False) -> None:

@@ -22,6 +22,7 @@ from trimtab.policies.policy import Policy
 from trimtab.policies.trail import Decision
 
 Stateful = Sequence[Any] | Callable[[Any], Sequence[Any]]
+UNITS = "structure_state"  # in a saved state, beside the controller's own entries
 Edits = Structure | Editing | Callable[[Any], Structure | Editing] | None
 
 
@@ -102,14 +103,16 @@ class Hosted:
 
     Args:
         options: what the user gave.
+        tensors: the host's checkpoints hold tensors, and so the state of a structure too.
 
     Attributes:
         controller: the present one, or that of the training that ended last; None before the first.
         seen: its optimizer steps when it was last told of one.
     """
 
-    def __init__(self, options: HostOptions) -> None:
-        self.options = options
+    def __init__(self, options: HostOptions, *, tensors: bool = True) -> None:
+        self.options, self._tensors = options, tensors
+        self._structure: Structure | None = None
         self.controller: Controller | None = None
         self._saved: Mapping[str, Any] | None = None  # to be loaded when the optimizer exists
         self._losses: list[Tensor | float] = []
@@ -142,6 +145,11 @@ class Hosted:
         self.end()
         options = self.options
         given = options.stateful(host) if callable(options.stateful) else options.stateful
+        editing = options.structure(host) if callable(options.structure) else options.structure
+        self._structure = editing.structure if isinstance(editing, Editing) else editing
+        saved, self._saved = self._saved, None
+        # Before attaching, which already decides, by the units that it finds.
+        state = None if saved is None else self._without_units(saved)
         controller = attach(
             innermost(optimizer),
             model=model,
@@ -152,13 +160,12 @@ class Hosted:
             guard=options.guard,
             stateful=[*given, *also] if isinstance(given, list | tuple) else given,
             audit=options.audit,
-            structure=options.structure(host) if callable(options.structure) else options.structure,
+            structure=editing,
             process_group=options.process_group,
         )
-        saved, self._saved = self._saved, None
-        if saved is not None:
+        if state is not None:
             try:
-                controller.load_state_dict(saved)
+                controller.load_state_dict(state)
             except BaseException:
                 controller.withdraw()
                 raise
@@ -167,6 +174,22 @@ class Hosted:
         self._losses.clear()
         self.controller, self.seen = controller, controller.steps
         return controller
+
+    def restore(self, controller: Controller, saved: Mapping[str, Any]) -> None:
+        """Gives a controller, and the structure that it edits, what ``state_dict`` gave; model and optimizer are restored.
+
+        Raises:
+            UserError: as ``Structure.load_state_dict`` and ``Controller.load_state_dict``.
+        """
+        controller.load_state_dict(self._without_units(saved))
+
+    def _without_units(self, saved: Mapping[str, Any]) -> dict[str, Any]:
+        """The controller's own entries; the structure goes on from the others."""
+        state = dict(saved)
+        units = state.pop(UNITS, None)
+        if units is not None and isinstance(self._structure, Structure):
+            self._structure.load_state_dict(units)
+        return state
 
     def note(self, loss: Tensor | float) -> None:
         """Keeps the loss of a micro-batch, on its device."""
@@ -228,10 +251,14 @@ class Hosted:
             self.controller = None
 
     def state_dict(self) -> dict[str, Any] | None:
-        """State of the controller, or what was loaded for one that does not exist yet; None where there is neither."""
-        if self._saved is not None:
-            return dict(self._saved)
-        return None if self.controller is None else self.controller.state_dict()
+        """State of the controller and, where the host holds tensors, of the structure that it edits; or what was loaded for a
+        controller that does not exist yet; None where there is neither."""
+        if self._saved is not None or self.controller is None:
+            return None if self._saved is None else dict(self._saved)
+        state = self.controller.state_dict()
+        if self._tensors and self._structure is not None:
+            state[UNITS] = self._structure.state_dict()
+        return state
 
     def load_state_dict(self, state: Mapping[str, Any] | None) -> None:
         """Keeps a state until a controller exists; the host restores model, optimizer and scheduler before that."""

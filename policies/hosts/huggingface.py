@@ -95,7 +95,8 @@ class HuggingFaceHooks:
                 guard=GuardConfig(**guard) if isinstance(guard, Mapping) else guard,
                 audit=AuditFile(**audit) if isinstance(audit, Mapping) else audit,
                 **options,
-            )
+            ),
+            tensors=False,  # what a Trainer keeps of its callbacks is JSON
         )
         self._handle: Any = None
         self._follows = self._total = False

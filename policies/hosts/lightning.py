@@ -66,7 +66,7 @@ class LightningHooks:
         return "TrimtabCallback"
 
     def state_dict(self) -> dict[str, Any]:
-        """The controller's state, in plain values."""
+        """The controller's state, and that of the structure that it edits."""
         return {"controller": self._hosted.state_dict()}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:

@@ -307,6 +307,8 @@ def test_scenarios() -> None:
 def test_families_and_runs_without_units() -> None:
     with pytest.raises(UserError, match="no units of 'quadratic' can be edited"):
         Episodes(Scenario.of({"id": "x", "families": ["quadratic"], "levers": ["width"]}), 1, mode="eager")
+    with pytest.raises(UserError, match="growth method 'splitting' reads 'split', which populations do not gather"):
+        Episodes(scenario(structure={"growth": "splitting"}), 1, mode="eager")
     config = scenario()
     given = Populations(config.families, 2, clip=False, mode="eager")
     with pytest.raises(MismatchError, match="were not made for its structural levers"):

@@ -503,6 +503,18 @@ def test_a_criterion_without_its_data_is_refused(policy: str, config: dict[str, 
     assert not loop.optimizer._optimizer_step_pre_hooks
 
 
+def test_a_growth_method_that_cannot_be_had_of_the_model_is_refused_at_once() -> None:
+    model = torch.nn.Sequential(torch.nn.Linear(64, 8), torch.nn.LayerNorm(8), torch.nn.GLU(), torch.nn.Linear(4, 8),
+                                torch.nn.BatchNorm1d(8), torch.nn.ReLU(), torch.nn.Linear(8, 10))  # fmt: skip
+    loop = Digits()
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    structure = gates(model, optimizer, loop.inputs[:4])
+    editing = Editing(structure, [(loop.inputs, loop.labels)], mean_loss, EditConfig(growth="splitting"))
+    with pytest.raises(UserError, match="growth method 'splitting' reads split, which cannot be had"):
+        attach(optimizer, model=model, policy="grow-steps", total_steps=9, structure=editing)
+    assert not optimizer._optimizer_step_pre_hooks
+
+
 def test_other_things_that_are_refused() -> None:
     loop, other = Digits(), Digits()
     with pytest.raises(MismatchError, match="'prune-cubic' moves 'width', .* structure=trimtab.gates"):
@@ -545,7 +557,7 @@ def test_other_things_that_are_refused() -> None:
 )
 def test_batches_and_losses_that_do_not_work_are_refused_in_one_sentence(batches: Any, loss: Any) -> None:
     loop = Digits()
-    with pytest.raises(UserError, match="units could not be scored by 'agf'"):
+    with pytest.raises(UserError, match="what criterion 'agf' reads could not be had"):
         loop.attach(wanting(0.5), Editing(loop.structure, batches, loss))
     loop.attach(wanting(0.5)).run(6)
 
