@@ -13,7 +13,7 @@ from trimtab.envs.infos import of_run, reasons_in_words, run_values, start_value
 from trimtab.envs.populations import Populations
 from trimtab.envs.scenario import Scenario, load_scenario
 from trimtab.envs.seeds import SEEDS
-from trimtab.envs.spaces import action_space, observation_space
+from trimtab.envs.spaces import action_masks, action_space, observation_space
 from trimtab.errors import UserError, unknown
 from trimtab.inner_training.stepping import Mode
 
@@ -95,6 +95,14 @@ class TrimtabEnv(gymnasium.Env[np.ndarray, np.ndarray]):
         self.episodes = self._of_family(self._family(chosen, options or {}))
         observations = self.episodes.reset(_EVERY, np.array([chosen]))
         return observations[0].copy(), of_run(start_values(self.episodes), 0)
+
+    def action_masks(self) -> np.ndarray:
+        """(3 L,) bool of ``multi-discrete`` actions: which of down, hold and up would do something now, lever by lever.
+
+        Raises:
+            MismatchError: the scenario's actions are not ``multi-discrete``.
+        """
+        return action_masks(self.scenario, self.episodes.steering)[0]
 
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
         """Moves the levers and trains for one interval; a spent budget and a diverged run are ``terminated``."""

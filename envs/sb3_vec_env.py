@@ -17,7 +17,7 @@ from trimtab.envs.infos import of_run, run_values, start_values
 from trimtab.envs.populations import Populations
 from trimtab.envs.scenario import Scenario, load_scenario
 from trimtab.envs.seeds import SEEDS, EpisodeSeeds
-from trimtab.envs.spaces import action_space, observation_space
+from trimtab.envs.spaces import action_masks, action_space, observation_space
 from trimtab.errors import check_whole
 from trimtab.inner_training.stepping import Mode
 
@@ -52,6 +52,10 @@ class RunSlot:
         """Key of the instance under way; empty before the first reset."""
         held = self._episodes.populations.instances[self.index]
         return held.key if held else ""
+
+    def action_masks(self) -> np.ndarray:
+        """(3 L,) bool for agents that mask ``multi-discrete`` actions, such as sb3-contrib's ``MaskablePPO``."""
+        return action_masks(self.scenario, self._episodes.steering)[self.index]
 
 
 class TrimtabVecEnv(VecEnv):
@@ -182,6 +186,9 @@ class TrimtabVecEnv(VecEnv):
         self, method_name: str, *method_args: Any, indices: VecEnvIndices = None, **method_kwargs: Any
     ) -> list[Any]:
         """Calls a method of each environment."""
+        if method_name == "action_masks":  # agents that mask ask at every step, so all at once
+            masks = action_masks(self.scenario, self.episodes.steering)
+            return [masks[index] for index in self._get_indices(indices)]
         return [getattr(slot, method_name)(*method_args, **method_kwargs) for slot in self._chosen(indices)]
 
     def env_is_wrapped(

@@ -8,7 +8,9 @@ import numpy as np
 from gymnasium import spaces
 
 from trimtab.envs.scenario import Scenario
+from trimtab.errors import MismatchError
 from trimtab.inner_training.signals import resolve_signals
+from trimtab.inner_training.steering import Steering
 
 
 def observation_space(scenario: Scenario) -> spaces.Box:
@@ -24,3 +26,14 @@ def action_space(scenario: Scenario) -> spaces.Space[Any]:
     if scenario.action == "multi-discrete":
         return spaces.MultiDiscrete([3] * levers)
     return spaces.Box(-1.0, 1.0, (levers,), dtype=np.float32)
+
+
+def action_masks(scenario: Scenario, steering: Steering) -> np.ndarray:
+    """(N, 3 L) bool, which of down, hold and up would do something now, lever by lever (see ``Steering.legal``).
+
+    Raises:
+        MismatchError: the scenario's actions are not ``multi-discrete``.
+    """
+    if scenario.action != "multi-discrete":
+        raise MismatchError(f"actions are {scenario.action!r}, which cannot be masked; set action: multi-discrete")
+    return steering.legal(scenario.levers).reshape(steering.num_runs, -1)

@@ -16,7 +16,7 @@ from trimtab.envs.infos import batched, run_values, start_values, step_values
 from trimtab.envs.populations import Populations
 from trimtab.envs.scenario import Scenario, load_scenario
 from trimtab.envs.seeds import SEEDS, EpisodeSeeds
-from trimtab.envs.spaces import action_space, observation_space
+from trimtab.envs.spaces import action_masks, action_space, observation_space
 from trimtab.errors import MismatchError, check_whole, unknown
 from trimtab.inner_training.stepping import Mode
 
@@ -129,6 +129,14 @@ class TrimtabVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
             _overlay(info, batched(start_values(self.episodes), resets), resets)
         terminated = ended if self.autoreset_mode is not AutoresetMode.DISABLED else result.terminated
         return observations.copy(), result.rewards, terminated.copy(), np.zeros(self.num_envs, dtype=bool), info
+
+    def action_masks(self) -> np.ndarray:
+        """(N, 3 L) bool of ``multi-discrete`` actions: which of down, hold and up would do something now, lever by lever.
+
+        Raises:
+            MismatchError: the scenario's actions are not ``multi-discrete``.
+        """
+        return action_masks(self.scenario, self.episodes.steering)
 
     def _info(self, result: StepResult, ended: np.ndarray, resets: np.ndarray) -> dict[str, Any]:
         values = {**step_values(self.episodes, result), "reasons": result.reasons}

@@ -60,6 +60,22 @@ class EditLimits:
             Shares (N,), exactly 0 where nothing is edited: of ``width``, of all units, negative for those that go; of ``reset``, of
             the active units. And the reasons (N,) as ``Reason`` codes.
         """
+        share, reasons = self._weighed(name, action, aimed, units, refused)
+        permitted = share != 0
+        self.rest[permitted] = self.config.rest
+        self.settling[permitted] = max(self.config.rest, 1)
+        self.done[permitted] += 1
+        return share, reasons
+
+    def legal(self, name: str, units: UnitCounts, refused: np.ndarray) -> np.ndarray:
+        """(N, 2) bool: whether a whole move down and a whole move up would edit a run now; nothing is noted."""
+        moves = (np.full(len(refused), sign) for sign in (-1.0, 1.0))
+        return np.stack([self._weighed(name, move, False, units, refused)[0] != 0 for move in moves], axis=1)
+
+    def _weighed(
+        self, name: str, action: np.ndarray, aimed: bool, units: UnitCounts, refused: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """What ``permit`` gives, without noting it."""
         proposed = np.isfinite(action)
         reasons = np.where(proposed, 0, Reason.NOT_FINITE)
         known = proposed & units.known
@@ -86,11 +102,7 @@ class EditLimits:
         refused = refused | np.where(self.rest > 0, Reason.RESTING, 0)
         refused = refused | np.where(self.done >= self.config.budget, Reason.EDITS_SPENT, 0)
         reasons |= np.where(wanted, refused, 0)
-        permitted = wanted & (refused == 0)
-        self.rest[permitted] = self.config.rest
-        self.settling[permitted] = max(self.config.rest, 1)
-        self.done[permitted] += 1
-        return np.where(permitted, share, 0.0), reasons
+        return np.where(wanted & (refused == 0), share, 0.0), reasons
 
     def _within(self, asked: np.ndarray, units: UnitCounts) -> tuple[np.ndarray, np.ndarray]:
         """Shares (N,) of all units that may go or be born, of those that are asked for, and the reasons (N,)."""

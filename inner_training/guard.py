@@ -225,11 +225,21 @@ class Guard:
         if self.edits is None or units is None:
             asked = action != (1.0 if aimed else 0.0)
             return np.zeros(len(action)), np.where(asked, Reason.UNAVAILABLE, 0)
-        refused = np.where(self.lost, Reason.LOST, 0) | np.where(self.trying, Reason.TRYING, 0)
-        refused |= np.where(self.moderation.shaken > 0, Reason.EDIT_AFTERMATH, 0)
-        share, reasons = self.edits.permit(name, action, aimed, units, refused)
+        share, reasons = self.edits.permit(name, action, aimed, units, self._edits_refused())
         self.trials.left[share != 0] = 0  # the loss will tell of the edit, not of the moves
         return share, reasons
+
+    def legal_edits(self, name: str, units: UnitCounts | None) -> np.ndarray:
+        """(N, 2) bool: whether a whole move down and a whole move up of a structural lever would edit a run now."""
+        if self.edits is None or units is None:
+            return np.zeros((len(self.lost), 2), dtype=bool)
+        return self.edits.legal(name, units, self._edits_refused())
+
+    def _edits_refused(self) -> np.ndarray:
+        """(N,) ``Reason`` codes for which a run may not be edited at this decision; 0 for none."""
+        refused = np.where(self.lost, Reason.LOST, 0) | np.where(self.trying, Reason.TRYING, 0)
+        refused |= np.where(self.moderation.shaken > 0, Reason.EDIT_AFTERMATH, 0)
+        return refused
 
     @property
     def _settling(self) -> np.ndarray:

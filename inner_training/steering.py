@@ -173,6 +173,25 @@ class Steering:
             reasons[name] = np.where(listened, reason, Reason.OUT_OF_RANGE)
         return shares, reasons
 
+    def legal(self, names: Sequence[str]) -> np.ndarray:
+        """Which whole moves down, none at all, and up would do something, by what was observed last.
+
+        Args:
+            names: of levers and events, in the order of the result.
+
+        Returns:
+            (N, len(names), 3) bool. To hold is always legal; a lever that is unavailable does nothing else, and one that edits
+            the structure only what the guard permits. Events are always legal: the guard says when they come.
+        """
+        found = np.ones((self.num_runs, len(names), 3), dtype=bool)
+        columns = {lever.name: column for column, lever in enumerate(self.levers)}
+        for place, name in enumerate(names):
+            if name in EDITS:
+                found[:, place, ::2] = self.guard.legal_edits(name, self._units)
+            elif name in columns:
+                found[:, place, ::2] = self.available[:, columns[name], None]
+        return found
+
     def _move_to(self, after: np.ndarray) -> None:
         before, self.multipliers = self.multipliers, after
         self._moves = np.log(np.maximum(after, 1e-30)) - np.log(np.maximum(before, 1e-30))
