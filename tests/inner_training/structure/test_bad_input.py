@@ -14,7 +14,7 @@ from torch.nn import functional
 import trimtab
 from tests.inner_training.structure.test_edits import picture
 from tests.inner_training.structure.zoo import OPTIMIZERS, make, mean_square, train
-from trimtab.errors import UserError
+from trimtab.errors import MismatchError, UserError
 from trimtab.inner_training.structure.criteria import CRITERIA
 from trimtab.inner_training.structure.evidence import Evidence
 from trimtab.inner_training.structure.structure import Structure
@@ -110,3 +110,21 @@ def test_one_batch_is_no_list_of_batches_under_a_controller() -> None:
     structure = trimtab.gates(model, OPTIMIZERS["sgd"](model.parameters()), example)
     with pytest.raises(UserError, match=r"batches is a Tensor, .* such as \[batch\]"):
         Editing(structure, example, mean_square)
+
+
+def test_a_model_in_two_optimizers_is_refused() -> None:
+    """As with Muon for matrices and AdamW for the rest, whose momentum would move biases of units that are held at zero."""
+    model, example = make("perceptron")
+    matrices = torch.optim.Muon([one for one in model.parameters() if one.ndim == 2], lr=0.01)
+    rest = torch.optim.AdamW([one for one in model.parameters() if one.ndim != 2], lr=0.01)
+    with pytest.raises(MismatchError, match=r"0\.bias is in another optimizer \(AdamW\)"):
+        trimtab.gates(model, matrices, example)
+    with pytest.raises(MismatchError, match=r"0\.weight is in another optimizer \(Muon\)"):
+        trimtab.gates(model, rest, example)
+    for one in model.parameters():
+        one.requires_grad_(one.ndim == 2)
+    assert trimtab.gates(model, matrices, example).groups
+    for one in model.parameters():
+        one.requires_grad_(True)
+    del rest
+    assert trimtab.gates(model, matrices, example).groups
