@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
+import torch
 
 from trimtab.inner_training.networks.plastic_mlp import PLASTIC_ACTIVATIONS
 from trimtab.inner_training.structure.criteria import CRITERIA
@@ -99,3 +101,12 @@ def test_every_distribution_has_a_row(name: str) -> None:
 @pytest.mark.parametrize("name", ARMS)
 def test_every_arm_of_a_lottery_has_a_row(name: str) -> None:
     assert f"| `{name}` | {ARMS[name]} |" in PAGE.splitlines()
+
+
+def test_the_example_of_a_users_own_model_runs() -> None:
+    section = PAGE.partition("## Your own model")[2].partition("\n## ")[0]
+    blocks = re.findall(r"```python\n(.*?)```", section, re.DOTALL)
+    assert len(blocks) == 2
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        exec("\n".join(blocks), {})
