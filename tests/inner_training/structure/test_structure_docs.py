@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import runpy
 from pathlib import Path
 
 import pytest
@@ -103,10 +104,12 @@ def test_every_arm_of_a_lottery_has_a_row(name: str) -> None:
     assert f"| `{name}` | {ARMS[name]} |" in PAGE.splitlines()
 
 
-def test_the_example_of_a_users_own_model_runs() -> None:
+def test_the_example_of_a_users_own_model_runs(tmp_path: Path) -> None:
     section = PAGE.partition("## Your own model")[2].partition("\n## ")[0]
-    blocks = re.findall(r"```python\n(.*?)```", section, re.DOTALL)
+    blocks = re.findall(r"```python\n(.*?)```", section, re.S)
     assert len(blocks) == 2
+    script = tmp_path / "example.py"
+    script.write_text("\n".join(blocks))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        exec("\n".join(blocks), {})
+        runpy.run_path(str(script))
