@@ -106,7 +106,7 @@ def test_every_arm_of_a_lottery_has_a_row(name: str) -> None:
 
 def test_the_example_of_a_users_own_model_runs(tmp_path: Path) -> None:
     section = PAGE.partition("## Your own model")[2].partition("\n## ")[0]
-    blocks = re.findall(r"```python\n(.*?)```", section, re.S)
+    blocks = re.findall(r"```python\n(.*?)```", section, re.DOTALL)
     assert len(blocks) == 2
     script = tmp_path / "example.py"
     script.write_text("\n".join(blocks))
