@@ -165,7 +165,7 @@ def _sentence(found: Mapping[str, Any], schema: Mapping[str, Any]) -> str:
         return f"key {value} is a {type(found['input']).__name__}; every key must be text"
     path, node = dotted(place), _node(schema, place)
     if found["type"] == "extra_forbidden":
-        keys = [dotted([*place[:-1], key]) for key in _node(schema, place[:-1]).get("properties", {})]
+        keys = [dotted([*place[:-1], key]) for key in _within(_node(schema, place[:-1]), schema).get("properties", {})]
         return f"{unknown('key', path, keys)} (its value is {value})"
     if found["type"] == "missing":
         return f"{path} is missing; give {_allowed(node, schema)}"
@@ -195,12 +195,19 @@ def _resolved(node: Mapping[str, Any], schema: Mapping[str, Any]) -> Mapping[str
 def _node(schema: Mapping[str, Any], place: list[Any]) -> Mapping[str, Any]:
     node = schema
     for part in place:
+        node = _within(node, schema)
         if isinstance(part, int):
             node = node.get("items", {})
         else:
             node = node.get("properties", {}).get(part, node.get("additionalProperties", {}))
         node = _resolved(node, schema) if isinstance(node, Mapping) else {}
     return node
+
+
+def _within(node: Mapping[str, Any], schema: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The mapping or list of a node that may be null as well; any other node itself."""
+    options = [_resolved(one, schema) for one in node.get("anyOf", ())]
+    return next((one for one in options if "properties" in one or "items" in one), node)
 
 
 _LIMITS = (

@@ -11,6 +11,7 @@ from torch import nn
 
 from trimtab.errors import MismatchError, UserError
 from trimtab.inner_training.edits import EDITS, EditConfig
+from trimtab.inner_training.structure.collect import check_batches
 from trimtab.inner_training.structure.criteria import resolve_criterion
 from trimtab.inner_training.structure.growth import resolve_growth
 from trimtab.inner_training.structure.live_edits import FREE, LiveEdits, Source
@@ -62,6 +63,7 @@ class Editing:
             raise UserError("batches and loss_fn are needed together, to score units; give both or none of them")
         if self.loss_fn is not None and not callable(self.loss_fn):
             raise UserError(f"loss_fn is a {type(self.loss_fn).__name__}; it must be a function of model and batch")
+        check_batches(self.batches)
         usable = self.batches is None or callable(self.batches) or isinstance(self.batches, Iterable)
         if not usable or isinstance(self.batches, Iterator):
             raise UserError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +14,9 @@ from trimtab.inner_training.structure.edit import put_flat
 from trimtab.inner_training.structure.gating import Gates
 from trimtab.inner_training.structure.groups import Group, Member, split
 from trimtab.inner_training.structure.newborn_state import NewbornState
-from trimtab.inner_training.structure.newborns import Newborns
+from trimtab.inner_training.structure.newborns import OPEN, Newborns
+
+MAGNIFIED = 1e-3  # of what newborns that are just open give, where a norm of epsilon 1e-5 makes 316 times as much of it
 
 
 def check_newborn_state(mode: NewbornState, optimizer: torch.optim.Optimizer) -> None:
@@ -63,14 +66,15 @@ def put_newborns(gates: Gates, group: Group, units: Tensor, born: Newborns) -> N
     """Writes the values of newborns into units that are active by now, and changes their donors.
 
     Newborns that are woken have their parked values already, up to a factor on their columns. Norms of others are those of
-    the donors, else begin with scale 1, shift 0, running mean 0 and variance 1; what else a unit has, such as the slope of a
-    PReLU, is the incumbents' mean.
+    the donors, else begin with scale 1, shift 0 (but see ``_behind_norms``), running mean 0 and variance 1; what else a unit
+    has, such as the slope of a PReLU, is the incumbents' mean.
     """
     columns, shapes = (
         group.of_role("column"),
         {one.parameter: gates.tensor(one.parameter).shape for one in group.members},
     )
     if born.chosen is None:
+        born, shift = _behind_norms(gates, group, born)
         pieces = split(group.incoming, shapes, born.rows[born.present]) + split(
             columns, shapes, born.columns[born.present]
         )
@@ -78,7 +82,7 @@ def put_newborns(gates: Gates, group: Group, units: Tensor, born: Newborns) -> N
             pieces.append((group.bias, born.bias[born.present][:, None]))
         for member, values in pieces:
             put(gates, member, units, values)
-        _begin_others(gates, group, units, None if born.donors is None else born.donors[born.present])
+        _begin_others(gates, group, units, None if born.donors is None else born.donors[born.present], shift)
     for member in columns if born.chosen is not None and born.woken_columns != 1 else ():
         entries = member.of(gates.virtual(member.parameter))
         put(gates, member, units, born.woken_columns * entries[units.to(entries.device)])
@@ -102,12 +106,31 @@ def put(gates: Gates, member: Member, units: Tensor, values: Tensor) -> None:
     gates.write(member.parameter, member.mask(target.shape, units), target)
 
 
-def _begin_others(gates: Gates, group: Group, units: Tensor, donors: Tensor | None) -> None:
+def _is_norm(gates: Gates, name: str) -> bool:
+    return "Norm" in type(gates.model.get_submodule(name)).__name__
+
+
+def _behind_norms(gates: Gates, group: Group, born: Newborns) -> tuple[Newborns, Tensor]:
+    """Newborns that are just open (see ``open_rows``), as a norm behind them needs them, and (k,) their shift in it.
+
+    A norm magnifies the little that they give some 300 times, or takes it away where it is the same everywhere. So they
+    give a thousandth of it, and it is the norm's shift that opens them; a norm without shift may leave them closed.
+    """
+    opened = (born.rows.norm(dim=-1) <= OPEN) & ((born.rows != 0).any(-1) | (born.bias != 0))
+    normed = bool(group.bare) or any(_is_norm(gates, member.owner) for member in group.others)
+    factor = torch.where(opened & normed, MAGNIFIED, 1.0)
+    born = replace(born, rows=born.rows * factor[..., None], bias=born.bias * factor)
+    return born, torch.where(opened, OPEN / max(1, len(opened)), 0.0)[born.present]
+
+
+def _begin_others(gates: Gates, group: Group, units: Tensor, donors: Tensor | None, shift: Tensor) -> None:
     for member in group.others:
         entries = member.of(gates.virtual(member.parameter))
-        norm = "Norm" in type(gates.model.get_submodule(member.owner)).__name__
+        norm = _is_norm(gates, member.owner)
         start = 1.0 if member.parameter.endswith(("weight", "running_var")) else 0.0
         values = torch.full_like(entries[: len(units)], start)
+        if norm and member.parameter.endswith("bias"):
+            values += shift.to(values)[:, None]
         if not norm:
             incumbents = gates.active[group.name].clone()
             incumbents[units] = False

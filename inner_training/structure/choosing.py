@@ -118,6 +118,27 @@ def room(active: Mapping[str, Tensor], names: Iterable[str], share: float) -> di
     return {name: count for name, count in counts.items() if count}
 
 
+def check_numbers(evidence: Mapping[str, Evidence], fields: Iterable[str], why: str) -> None:
+    """Refuses to choose units by what is not a number; infinities, as of squares that overflow, are ranked.
+
+    Args:
+        evidence: by group.
+        fields: that are read.
+        why: who reads them, for the message.
+
+    Raises:
+        UserError: one has NaN, as where the loss or a weight is NaN.
+    """
+    for name, one in evidence.items():
+        for field in sorted(fields):
+            values = getattr(one, field)
+            if values is not None and bool(values.isnan().any()):
+                raise UserError(
+                    f"{why} reads {field}, which is NaN in {name}, so units cannot be told apart; look at the loss and the weights "
+                    "for NaN, and go back to finite ones first"
+                )
+
+
 def marked(units: Tensor, evidence: Evidence) -> Tensor:
     """Bool (units,): those of the numbers, beside what is known of all."""
     mask = torch.zeros(evidence.shape, dtype=torch.bool, device=evidence.device)

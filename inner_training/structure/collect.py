@@ -71,11 +71,14 @@ def gather(gates: Gates, request: Request, batches: Iterable[Any] | None, loss_f
 
     Raises:
         UserError: batches or a loss are missing, the loss is no scalar, or a group lacks a field that is needed.
+        MismatchError: see ``Gates.check_same``.
     """
+    gates.check_same()
     groups = [gates.groups[name] for name in request.names]
     moving = request.needs - WEIGHTS - FLOWS
     if moving and (batches is None or loss_fn is None):
         raise UserError(f"{request.why} reads {', '.join(sorted(moving))}; give batches and loss_fn")
+    check_batches(batches)
     if moving and not (callable(loss_fn) and isinstance(batches, Iterable)):
         kinds = type(batches).__name__, type(loss_fn).__name__
         raise UserError(
@@ -95,6 +98,29 @@ def gather(gates: Gates, request: Request, batches: Iterable[Any] | None, loss_f
     if not parts:
         raise UserError(f"{request.why} needs batches, and there is none; give at least one")
     return {name: averaged(made(fixed[name] | part[name]) for part in parts) for name in request.names}
+
+
+def check_batches(batches: object) -> None:
+    """Refuses one batch in place of several.
+
+    Raises:
+        UserError: a tensor or a mapping, of which each row or key would be taken for a batch.
+    """
+    if isinstance(batches, Tensor | Mapping):
+        raise UserError(
+            f"batches is a {type(batches).__name__}, whose rows or keys would be taken for batches; give a list of batches, "
+            "such as [batch]"
+        )
+
+
+def listed(batches: Iterable[Any] | None) -> Iterable[Any] | None:
+    """Batches that can be read more than once.
+
+    Raises:
+        UserError: see ``check_batches``.
+    """
+    check_batches(batches)
+    return list(batches) if isinstance(batches, Iterable) else batches
 
 
 def made(fields: Mapping[str, Tensor]) -> Evidence:

@@ -132,7 +132,7 @@ def _followed(graph: Any, pruning: Any, module: nn.Module, handler: Any, limit: 
     """Where the output channels of a module lead to in the dependency graph: nodes, with (position, channel) pairs.
 
     Torch-Pruning's own walk does not end where index maps of attention multiply positions in a circle; this one visits
-    no pair twice, and gives up, with None, at a node with more pairs than ``limit``.
+    no pair twice, and gives up, with None, at a node with more pairs than ``limit``, or where its maps fail.
     """
     start, root = graph.module2node[module], range(graph.get_out_channels(module))
     make = pruning._helpers._HybridIndex
@@ -144,8 +144,11 @@ def _followed(graph: Any, pruning: Any, module: nn.Module, handler: Any, limit: 
             if not edge.is_triggered_by(trigger):
                 continue
             moved = new
-            for mapping in edge.index_mapping:
-                moved = moved if mapping is None else mapping(moved)
+            try:
+                for mapping in edge.index_mapping:
+                    moved = moved if mapping is None else mapping(moved)
+            except IndexError:  # a split whose parts are not known, as inside of a GRU
+                return None
             _, _, pairs = seen.setdefault((id(edge.target), edge.handler), (edge.target, edge.handler, set()))
             fresh = [index for index in moved if (index.idx, index.root_idx) not in pairs]
             if not fresh:

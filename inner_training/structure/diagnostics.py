@@ -39,11 +39,13 @@ class Diagnosis:
 
 
 def diagnose(gates: Gates, batch: Any, loss_fn: Loss) -> dict[str, Diagnosis]:
-    """The diagnosis of every group.
+    """The diagnosis of every group; of values that are not finite the numbers are NaN.
 
     Raises:
         UserError: the loss is no scalar, or activations of a group cannot be seen.
     """
+    if not gates.groups:
+        return {}
     needs = frozenset(("mean_abs", "active", "pre_grad", "output_cov"))
     request = Request(needs=needs, names=tuple(gates.groups), example=None, why="diagnostics", draws=torch.Generator())
     found = {}
@@ -74,6 +76,8 @@ def effective_rank(moment: Tensor) -> float:
     >>> round(effective_rank(torch.eye(3)), 4), effective_rank(torch.zeros(3, 3))
     (3.0, 0.0)
     """
+    if not moment.isfinite().all():
+        return float("nan")
     values = torch.linalg.eigvalsh(moment.double()).clamp(min=0).sqrt()
     values = values[values > 1e-7 * values.max()]
     if not len(values) or not values.max() > 0:

@@ -22,7 +22,7 @@ def check_module(model: object) -> nn.Module:
     """Refuses what units cannot be followed in.
 
     Raises:
-        UserError: no module, a ``torch.jit`` module, one with lazy or sharded parameters.
+        UserError: no module, a ``torch.jit`` module, one with lazy, sharded or valueless parameters.
     """
     if not isinstance(model, nn.Module):
         raise UserError(f"the model is a {type(model).__name__}; it must be a torch.nn.Module")
@@ -33,6 +33,10 @@ def check_module(model: object) -> nn.Module:
     for name, one in model.named_parameters():
         if isinstance(one, UninitializedParameter):
             raise UserError(f"{name} is lazy and has no shape yet; run a batch through the model first")
+        if one.is_meta:
+            raise UserError(
+                f"{name} is on the device meta and has no values; give it some with model.to_empty(device='cpu')"
+            )
         if type(one).__name__ == "DTensor" or type(one.data).__name__ == "DTensor":
             raise UserError(f"{name} is sharded over devices; make the gates on a model that is not sharded")
     if any("FullyShardedDataParallel" in type(part).__name__ for part in model.modules()):

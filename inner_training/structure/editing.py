@@ -220,6 +220,7 @@ class Editor:
 
     def _edit(self, kind: str, units: Mapping[str, Tensor], touched: Touched, change: Callable[[], None]) -> Edit:
         """Makes a change, of which only marked entries may be part, and remembers how to undo it."""
+        self.gates.check_held()
         tensors = {name: self.gates.tensor(name) for name in touched}
         trained = {name: one for name, one in tensors.items() if isinstance(one, nn.Parameter)}
         state.check_state(self.gates.optimizer, trained)

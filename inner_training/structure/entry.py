@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from typing import Any
 
 import torch
@@ -35,7 +36,8 @@ def gates(model: nn.Module, optimizer: torch.optim.Optimizer, example_input: Any
 
     Raises:
         MissingExtraError: Torch-Pruning is not installed.
-        MismatchError: a structure of another optimizer holds units of this model at zero; the optimizer has a controller, or no parameter of the model.
+        MismatchError: a structure of another optimizer holds units of this model at zero; the optimizer has a controller, or no
+            parameter of the model; another optimizer trains the rest of it.
         UserError: the model does not run on the example, or is scripted or sharded; the optimizer's state is unknown.
 
     >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
@@ -61,8 +63,27 @@ def gates(model: nn.Module, optimizer: torch.optim.Optimizer, example_input: Any
     if known is not None:
         return Structure(model, known, example_input)
     _check_open(inner, optimizer)
+    _check_alone(inner, optimizer)
     groups, refused = discover(inner, example_input)
     return Structure(model, Editor(Gates(inner, optimizer, groups), refused), example_input)
+
+
+def _check_alone(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Raises ``MismatchError`` where another optimizer trains what this one does not: its state would move units that are held
+    at zero, and it would be left with tensors that compaction replaces."""
+    trained = {id(one) for one in state.owned(optimizer)}
+    rest = {id(one): name for name, one in model.named_parameters() if one.requires_grad and id(one) not in trained}
+    if not rest:
+        return
+    # Optimizers are listed nowhere; this looks through all objects, those that were deleted not among them.
+    gc.collect()
+    for other in [one for one in gc.get_objects() if issubclass(type(one), torch.optim.Optimizer)]:
+        for one in state.owned(other) if hasattr(other, "param_groups") else ():
+            if id(one) in rest:
+                raise MismatchError(
+                    f"{rest[id(one)]} is in another optimizer ({type(other).__name__}), and an edit knows the state of one only; make "
+                    "one optimizer with several parameter groups, delete the other one, or freeze what this one does not train"
+                )
 
 
 def _check_open(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:

@@ -60,7 +60,8 @@ class Gates:
         return find_tensor(self.model, name)
 
     def entries(self, group: Group, units: Tensor) -> dict[str, Tensor]:
-        """Bool by tensor name: the entries of some units of a group, given by their numbers."""
+        """Bool by tensor name: the entries of some units of a group, given by their numbers (see ``check_same``)."""
+        self.check_same()
         found: dict[str, Tensor] = {}
         for member in group.members:
             mask = member.mask(self.tensor(member.parameter).shape, units)
@@ -142,6 +143,19 @@ class Gates:
         """Parameters of which something is held, by name."""
         tensors = {name: self.tensor(name) for name in self._held}
         return {name: one for name, one in tensors.items() if isinstance(one, nn.Parameter)}
+
+    def check_same(self) -> None:
+        """Raises ``MismatchError`` where the module has other parameters than those that the gates are on."""
+        for name, parameter in self._known.items():
+            try:
+                same = self.tensor(name) is parameter
+            except AttributeError:
+                same = False
+            if not same:
+                raise MismatchError(
+                    f"{name} of the model is not the parameter that the gates were put on, as where a layer was replaced; make the "
+                    "optimizer and trimtab.gates anew"
+                )
 
     def check_held(self) -> None:
         """Raises ``MismatchError`` where entries that are held are finite and not zero: weights were put in from elsewhere."""
@@ -293,6 +307,8 @@ class Gates:
         for group in self.groups.values():
             for name in {member.parameter for member in group.members}:
                 self._touching.setdefault(name, []).append(group)
+        tensors = {name: self.tensor(name) for name in self._touching}
+        self._known = {name: one for name, one in tensors.items() if isinstance(one, nn.Parameter)}
 
 
 def rest_value(name: str) -> float:

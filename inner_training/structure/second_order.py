@@ -12,6 +12,7 @@ from torch.func import functional_call, grad, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils import _pytree as pytree
 
+from trimtab.errors import UserError
 from trimtab.inner_training.structure.running import call_on, tensors_in
 
 Loss = Callable[[nn.Module, Any], Tensor]
@@ -93,6 +94,9 @@ def hessian_fields(
         loss: computes the mean loss of a batch.
         needs: ``hv``, ``hess``, or both.
         draws: for the signs.
+
+    Raises:
+        UserError: an operation of the module has no second derivative.
     """
     parameters = {name: one for name, one in model.named_parameters() if one.requires_grad}
     with sdpa_kernel(SDPBackend.MATH):  # the others have no second derivative
@@ -104,7 +108,12 @@ def hessian_fields(
         product = sum((slope * vector).sum() for slope, vector in zip(slopes, vectors, strict=True))
         if not isinstance(product, Tensor) or not product.requires_grad:
             return [torch.zeros_like(one) for one in slopes]
-        found = torch.autograd.grad(product, list(parameters.values()), retain_graph=True, allow_unused=True)
+        try:
+            found = torch.autograd.grad(product, list(parameters.values()), retain_graph=True, allow_unused=True)
+        except NotImplementedError as error:
+            raise UserError(
+                f"{type(model).__name__} cannot be differentiated twice ({error}); choose a criterion of first derivatives, such as agf"
+            ) from error
         return [torch.zeros_like(one) if value is None else value for one, value in zip(slopes, found, strict=True)]
 
     fields: dict[str, dict[str, Tensor]] = {}

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from trimtab.errors import MismatchError, UserError, out_of_range
 from trimtab.inner_training.structure import brain_surgeon, compaction
 from trimtab.inner_training.structure.births import check_newborn_state
-from trimtab.inner_training.structure.choosing import check_share, least, marked, named, room
-from trimtab.inner_training.structure.collect import Request, gather, weights_of
+from trimtab.inner_training.structure.choosing import check_numbers, check_share, least, marked, named, room
+from trimtab.inner_training.structure.collect import Request, gather, listed, weights_of
 from trimtab.inner_training.structure.criteria import resolve_criterion
 from trimtab.inner_training.structure.diagnostics import Diagnosis, diagnose
 from trimtab.inner_training.structure.edit import Edit
@@ -126,7 +126,7 @@ class Structure:
             UserError: see ``score``; fewer units than a group's minimum would stay. Nothing is changed then.
         """
         share = check_share(share)
-        batches = list(batches) if isinstance(batches, Iterable) else batches
+        batches = listed(batches)
         scores = self.score(criterion, batches, loss_fn, groups=groups, normalisation=normalisation)
         units = least(scores, self._gates.active, self._gates.groups, share, scope)
         columns: dict[str, Tensor] = {}
@@ -211,7 +211,7 @@ class Structure:
         """
         mode = resolve_newborn_state(newborn_state)
         check_newborn_state(mode, self._gates.optimizer)
-        batches = list(batches) if isinstance(batches, Iterable) else batches
+        batches = listed(batches)
         if isinstance(below, bool) or not isinstance(below, Real) or math.isnan(below):
             raise UserError(f"below is {below!r}; it must be a number, the largest score of a unit that is reset")
         if units is None:
@@ -298,6 +298,8 @@ class Structure:
         return f"Structure({', '.join(counts)})"
 
     def _named(self, groups: Iterable[str] | None) -> list[str]:
+        if groups is not None and not isinstance(groups, Iterable):
+            raise UserError(f"groups is a {type(groups).__name__}; give a list of names, or None for all")
         wanted = [groups] if isinstance(groups, str) else None if groups is None else list(groups)
         for name in wanted or ():
             if name not in self._gates.groups and name in self.refused:
@@ -308,4 +310,6 @@ class Structure:
         self, needs: frozenset[str], names: Sequence[str], batches: Iterable[Any] | None, loss_fn: Loss | None, why: str
     ) -> dict[str, Evidence]:
         request = Request(needs=needs, names=tuple(names), example=self._example, why=why, draws=self._draws)
-        return gather(self._gates, request, batches, loss_fn)
+        evidence = gather(self._gates, request, batches, loss_fn)
+        check_numbers(evidence, needs, why)
+        return evidence

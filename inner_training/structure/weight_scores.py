@@ -51,7 +51,8 @@ def lamp(squares: Tensor) -> Tensor:
     squares = ratio(squares, squares.amax(-1, keepdim=True)).contiguous()  # the sum cannot overflow
     ascending = squares.sort(-1).values.contiguous()
     remaining = ascending.flip(-1).cumsum(-1).flip(-1)
-    return ratio(squares, remaining.gather(-1, torch.searchsorted(ascending, squares)))
+    places = torch.searchsorted(ascending, squares).clamp(max=squares.shape[-1] - 1)  # NaN lies behind all
+    return ratio(squares, remaining.gather(-1, places))
 
 
 def lamp_units(evidence: Evidence, source: Source) -> Tensor:

@@ -549,7 +549,7 @@ def test_other_things_that_are_refused() -> None:
 @pytest.mark.parametrize(
     ("batches", "loss"),
     [
-        (torch.zeros(4, 64), mean_loss),
+        ([torch.zeros(4, 64)], mean_loss),
         (lambda: None, mean_loss),
         (lambda: [(torch.zeros(4, 64), torch.zeros(4, dtype=torch.int64))], torch.nn.CrossEntropyLoss()),
         (lambda: [(torch.zeros(4, 64), torch.zeros(4, dtype=torch.int64))], lambda model, batch: 1 / 0),

@@ -205,3 +205,26 @@ def test_without_the_library_the_extra_is_named(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setitem(sys.modules, "torch_pruning", None)
     with pytest.raises(MissingExtraError, match=r"trimtab\[structure\]"):
         discover(nn.Sequential(nn.Linear(4, 6), nn.Linear(6, 2)), torch.randn(3, 4))
+
+
+class Recurrent(nn.Module):
+    """A recurrent layer, whose parts torch's graph does not tell apart, before layers that can be edited."""
+
+    def __init__(self, kind: type[nn.RNNBase]) -> None:
+        super().__init__()
+        self.a, self.cells, self.b, self.c = (
+            nn.Linear(5, 8),
+            kind(8, 6, batch_first=True),
+            nn.Linear(6, 9),
+            nn.Linear(9, 2),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.c(torch.tanh(self.b(self.cells(self.a(x))[0][:, -1])))
+
+
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
+def test_units_behind_recurrent_layers_are_offered(kind: type[nn.RNNBase]) -> None:
+    groups, refused = found(Recurrent(kind), torch.randn(3, 4, 5))
+    assert {name: group.units for name, group in groups.items()} == {"b": 9}
+    assert "a" in refused

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -116,8 +117,8 @@ def test_adjacent_groups_share_weights() -> None:
 @pytest.mark.parametrize("name", ZOO)
 @pytest.mark.parametrize("method", ["zero-out", "zero-in", "pairing", "net2wider"])
 def test_growth_that_preserves_the_function_does(name: str, method: str) -> None:
-    if method == "zero-in" and name in ("perceptron", "group-norms", "own-residual"):
-        return  # it needs act(0) = 0, which a sigmoid is not, nor what a group norm makes of nearly nothing
+    if method == "zero-in" and name == "perceptron":
+        return  # it needs act(0) = 0, which a sigmoid is not
     model, chosen, example, structure = trained(name)
     structure.prune(0.5, "magnitude", "layer")
     train(model, chosen, example, 1)
@@ -128,6 +129,36 @@ def test_growth_that_preserves_the_function_does(name: str, method: str) -> None
         assert sum(map(len, edit.units.values())) > 0
         change = (model(example) - before).abs().max() / before.abs().max()
     assert change < 1e-5
+
+
+NORMS: dict[str, Callable[[], nn.Module]] = {
+    "batch": lambda: nn.BatchNorm2d(8),
+    "channels alone": lambda: nn.GroupNorm(8, 8),
+    "pairs of channels": lambda: nn.GroupNorm(4, 8),
+    "instance": lambda: nn.InstanceNorm2d(8, affine=True),
+}
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("norm", NORMS)
+def test_newborns_behind_a_norm_are_just_open(norm: str, bias: bool) -> None:
+    """In training mode a norm takes its mean away from what is the same everywhere, and magnifies what is nearly zero."""
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3, bias=bias), NORMS[norm](), nn.ReLU(), nn.Conv2d(8, 4, 3), nn.Flatten(), nn.Linear(36, 3)
+    )
+    example = torch.randn(4, 3, 7, 7, generator=torch.Generator().manual_seed(0))
+    chosen = OPTIMIZERS["adam"](model.parameters())
+    structure = trimtab.gates(model, chosen, example)
+    structure.prune(0.5, "random", groups=["0"])
+    model.train()
+    before = model(example).detach()
+    edit = structure.grow(0.25, "zero-in", groups=["0"])
+    assert 0 < (model(example) - before).abs().max() < 1e-5 * before.abs().max()
+    row = structure._gates.groups["0"].of_role("row")[0]
+    born = row.of(structure._gates.tensor(row.parameter).detach())[edit.units["0"]]
+    train(model, chosen, example, 3)
+    moved = row.of(structure._gates.tensor(row.parameter).detach())[edit.units["0"]] - born
+    assert (moved.abs() > 1e-4).any(1).all()
 
 
 @pytest.mark.parametrize("mode", ["zero", "transplant", "fresh-step"])
