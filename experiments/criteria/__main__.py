@@ -1,6 +1,6 @@
 """Criteria: which units should stay? Every pruning criterion against a random choice, before and after fine-tuning.
 
-    python -m experiments.criteria [--small] [--tasks NAME ...] [--seeds 5] [--keep DIR] [--out DIR] [--page FILE.md]
+    python -m experiments.criteria [--small] [--tasks NAME ...] [--seeds 8] [--keep DIR] [--out DIR] [--page FILE.md]
 
 Three tasks: convolutions, a language model and a vision transformer. Each seed is trained dense once; then 50, 75, 90 and 97 % of
 its units go, chosen by each criterion, and the rest is trained on. `--keep` holds tasks that are done, so that an interrupted
@@ -24,7 +24,7 @@ from experiments.criteria.study import study
 from experiments.criteria.tasks import TASKS
 from experiments.pages import filled
 
-WHOLE = Plan(seeds=5, steps=0, tuning=0, rate=0.0, sparsities=SPARSITIES, slots=40)
+WHOLE = Plan(seeds=8, steps=0, tuning=0, rate=0.0, sparsities=SPARSITIES, slots=40)
 SMALL = Plan(seeds=2, steps=20, tuning=10, rate=0.0, sparsities=(0.5, 0.97), slots=32)
 
 
