@@ -52,6 +52,19 @@ def test_holm_stops_at_the_first_that_fails() -> None:
     assert rows["up"]["verdict"] == 1 and rows["same"]["verdict"] == 0
 
 
+def test_verdicts_count_both_ways() -> None:
+    rows: dict[str, object] = {"random": [0.5, 0.4, 0.6], "spread": {"up": 0.1}}
+    for name, ends, verdict in (("up", [0.1, 0.2], 1), ("above", [0.01, 0.2], 0), ("down", [-0.2, -0.1], -1)):
+        rows[name] = {"value": [0.5, 0.4, 0.6], "minus_control": [sum(ends) / 2, *ends], "verdict": verdict}
+    found = {
+        "plan": {"sparsities": [0.5]},
+        "tasks": {"one": {"layer": {"0.5": dict.fromkeys(("accuracy before", "accuracy", "loss"), rows)}}},
+    }
+    before, _, loss = page.verdicts(found)[2:]
+    assert before == "| `one` | accuracy before | 1 (2) better, 1 (1) worse, of 3 |"
+    assert loss == "| `one` | loss after | 1 (1) better, 1 (2) worse, of 3 |"
+
+
 def begun(name: str) -> tuple[Calibrator, Dense]:
     task, calibrator = TASKS[name], Calibrator(replace(TASKS[name], calibration=4), 4)
     own = [task.recipe(one, 0.01, 2) for one in task.instances(task.family(), 2, 0, held_out=True)]
