@@ -52,6 +52,19 @@ def test_holm_stops_at_the_first_that_fails() -> None:
     assert rows["up"]["verdict"] == 1 and rows["same"]["verdict"] == 0
 
 
+def test_verdicts_count_both_ways() -> None:
+    rows: dict[str, object] = {"random": [0.5, 0.4, 0.6], "spread": {"up": 0.1}}
+    for name, ends, verdict in (("up", [0.1, 0.2], 1), ("above", [0.01, 0.2], 0), ("down", [-0.2, -0.1], -1)):
+        rows[name] = {"value": [0.5, 0.4, 0.6], "minus_control": [sum(ends) / 2, *ends], "verdict": verdict}
+    found = {
+        "plan": {"sparsities": [0.5]},
+        "tasks": {"one": {"layer": {"0.5": dict.fromkeys(("accuracy before", "accuracy", "loss"), rows)}}},
+    }
+    before, _, loss = page.verdicts(found)[2:]
+    assert before == "| `one` | accuracy before | 1 (2) better, 1 (1) worse, of 3 |"
+    assert loss == "| `one` | loss after | 1 (1) better, 1 (2) worse, of 3 |"
+
+
 def begun(name: str) -> tuple[Calibrator, Dense]:
     task, calibrator = TASKS[name], Calibrator(replace(TASKS[name], calibration=4), 4)
     own = [task.recipe(one, 0.01, 2) for one in task.instances(task.family(), 2, 0, held_out=True)]
@@ -61,7 +74,7 @@ def begun(name: str) -> tuple[Calibrator, Dense]:
     return calibrator, Dense(instances, values, {})
 
 
-@pytest.mark.parametrize("name", ["sprites-conv", "sprites-vit"])
+@pytest.mark.parametrize("name", ["sprites-conv", "sprites-vit", "sprites-vit-heads"])
 def test_a_network_without_its_units_is_the_smaller_network(name: str) -> None:
     calibrator, runs = begun(name)
     task, family = TASKS[name], calibrator.family
@@ -70,8 +83,6 @@ def test_a_network_without_its_units_is_the_smaller_network(name: str) -> None:
         group: torch.from_numpy(rng.random(units) < 0.6) for group, units in zip(task.groups, task.widths, strict=True)
     }
     gone = {group: units & (torch.arange(len(units)) % 8 != 0) for group, units in gone.items()}
-    if name == "sprites-vit":
-        gone[task.groups[1]] = gone[task.groups[0]]
     widths = tuple(int((~units).sum()) for units in gone.values())
     small, one = task.family(widths).module, narrowed(family, runs.instances[0], gone)
     small.load_state_dict({key: torch.from_numpy(value) for key, value in (one.parameters | one.buffers).items()})
@@ -82,6 +93,15 @@ def test_a_network_without_its_units_is_the_smaller_network(name: str) -> None:
     x = family.inputs[:5]
     torch.testing.assert_close(small(x), whole(x), atol=1e-5, rtol=1e-4)
     assert task.multiplications(widths) < task.multiplications(task.widths)
+
+
+def test_a_transformer_keeps_the_width_of_its_heads() -> None:
+    def blocks(name: str, widths: tuple[int, ...]) -> list[tuple[int, int, int]]:
+        return [(one.heads, one.head_width, one.units) for one in TASKS[name].family(widths).module.blocks]
+
+    assert blocks("sprites-vit-heads", (3, 5, 1, 64)) == [(3, 4, 5), (1, 4, 64)]
+    for name in ("sprites-vit", "language"):
+        assert blocks(name, (7, 2)) == [(2, 16, 7), (2, 16, 2)]
 
 
 def test_every_criterion_can_be_gathered_and_compared(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -129,9 +149,12 @@ def test_arms_begin_where_they_should(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_multiplications_are_counted() -> None:
-    conv, vit = TASKS["sprites-conv"], TASKS["sprites-vit"]
+    conv, vit, heads = (TASKS[name] for name in ("sprites-conv", "sprites-vit", "sprites-vit-heads"))
     assert conv.multiplications((2, 3)) == 64 * 9 * 2 + 16 * 2 * 9 * 3 + 16 * 3 * 16
     assert vit.multiplications((64, 64)) - vit.multiplications((63, 64)) == 16 * 2 * 32
+    assert vit.multiplications((64, 40)) == vit.multiplications((40, 64))
+    head = 16 * 32 * 3 * 4 + 2 * 16 * 16 * 4 + 16 * 4 * 32  # what makes a head, what it looks at, and what reads it
+    assert heads.multiplications((8, 64, 8, 64)) - heads.multiplications((8, 64, 7, 64)) == head
     assert costs.work(vit)["blocks.0.up"] == pytest.approx(16 * 2 * 32 / vit.multiplications((64, 64)))
 
 

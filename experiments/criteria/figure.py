@@ -70,7 +70,7 @@ def _task(axis: Any, found: Mapping[str, Any], one: Mapping[str, Any], field: st
 
 
 def _ranges(left: Any, right: Any, tasks: Mapping[str, Any]) -> None:
-    for (task, one), colour in zip(tasks.items(), ("#2e6db0", "#3f8f4f", "#c98a1b"), strict=False):
+    for (task, one), colour in zip(tasks.items(), ("#2e6db0", "#3f8f4f", "#8a4fb0", "#c98a1b"), strict=False):
         steps = 100 * np.array(one["history"]["share"])
         for axis, name, logged in ((left, "layer range", True), (right, "correlation", False)):
             values = np.array(one["history"][name])

@@ -77,21 +77,25 @@ def criteria(found: Found, task: str, field: str) -> list[str]:
 
 
 def verdicts(found: Found) -> list[str]:
-    """How many criteria are above and below ``random`` after Holm's correction."""
+    """How many criteria are above and below ``random`` after Holm's correction, and by their own intervals alone."""
     rows = []
     for task, one in found["tasks"].items():
         for field in ("accuracy before", "accuracy", "loss"):
             cells = []
             for share in _sparsities(found):
                 every = [
-                    row["verdict"]
-                    for row in one["layer"][share][field].values()
-                    if isinstance(row, dict) and "verdict" in row
+                    row for row in one["layer"][share][field].values() if isinstance(row, dict) and "verdict" in row
                 ]
-                better = -1 if field.startswith("loss") else 1
-                cells.append(f"{every.count(better)} better, {every.count(-better)} worse, of {len(every)}")
+                up, down = (-1, 1) if field.startswith("loss") else (1, -1)
+                cells.append(f"{_count(every, up)} better, {_count(every, down)} worse, of {len(every)}")
             rows.append([f"`{task}`", field if "before" in field else f"{field} after", *cells])
     return table(("task", "of what", *map(_percent, _sparsities(found))), rows)
+
+
+def _count(rows: Sequence[Mapping[str, Any]], sign: int) -> str:
+    """How many differences have a sign after Holm's correction, and in parentheses by their own intervals."""
+    alone = sum(min(sign * one["minus_control"][1], sign * one["minus_control"][2]) > 0 for one in rows)
+    return f"{[one['verdict'] for one in rows].count(sign)} ({alone})"
 
 
 def scratch(found: Found) -> list[str]:

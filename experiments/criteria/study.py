@@ -74,8 +74,8 @@ def _played(task: Task, plan: Plan, work: Mapping[str, Sequence[Job]], tell: Say
         alike.setdefault(own[0].widths, {}).setdefault(own[0].instance.steps, []).append(key)
     found: dict[str, Any] = {}
     for widths, lengths in alike.items():
-        slots = Slots(task, widths, plan.slots)
         for steps, keys in lengths.items():
+            slots = Slots(task, widths, min(plan.slots, sum(len(work[key]) for key in keys)))
             rows = slots.play([job for key in keys for job in work[key]])
             for key, own in zip(keys, rows.reshape(len(keys), -1, len(FIELDS)), strict=True):
                 found[key] = {name: looks.listed(own[:, place]) for place, name in enumerate(FIELDS)}

@@ -7,13 +7,18 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from trimtab.inner_training.feeding import first_examples
 from trimtab.inner_training.networks import Arrays, build_module
 from trimtab.inner_training.networks.convnets import ChannelNet, ConvNet, initial_channels
-from trimtab.inner_training.networks.transformer import TransformerBlock, VisionTransformer, initial_transformer
+from trimtab.inner_training.networks.transformer import (
+    LanguageModel,
+    TransformerBlock,
+    VisionTransformer,
+    initial_transformer,
+)
 from trimtab.inner_training.schedules import BaseSchedule
 from trimtab.inner_training.structure.known import known_groups
 from trimtab.inner_training.task import Instance, OptimizerSettings, TaskFamily
@@ -21,11 +26,13 @@ from trimtab.inner_training.tasks import sprites
 from trimtab.inner_training.tasks.classification import Examples, Variation
 from trimtab.inner_training.tasks.images import ImageFamily
 from trimtab.inner_training.tasks.language import TextFamily, TextVariation, library_folder, library_parts
-from trimtab.inner_training.tasks.vit import CLASSES, DEPTH, HEADS, PATCH, SIZE, WIDTH, SpritesViT
+from trimtab.inner_training.tasks.vit import HEADS, SpritesViT
 
 IMAGES = 2000  # of an instance: 1200 train, 300 validation, 500 test
 Widths = tuple[int, ...]
-BLOCKS = ("blocks.0.up", "blocks.1.up")
+MLPS = ("blocks.0.up", "blocks.1.up")
+PARTS = ("blocks.0.heads", "blocks.0.up", "blocks.1.heads", "blocks.1.up")
+NARROW_HEADS = 8  # of a block whose heads are pruned: as wide together as the two of the others
 PLAIN = Variation(label_noise=0.0, input_scale=(1.0, 1.0), init_scale=(1.0, 1.0))
 
 
@@ -56,28 +63,53 @@ class WideSprites(ImageFamily):
         return all_sprites(rng, held_out)
 
 
+def rebuilt(module: LanguageModel | VisionTransformer, heads: int, widths: Widths) -> None:
+    """Gives a transformer blocks of so many heads, each ``width / heads`` wide, or what ``widths`` leaves of such blocks.
+
+    Args:
+        module: whose blocks are replaced.
+        heads: of a whole block.
+        widths: hidden units of each block, or heads and hidden units of each in turn.
+    """
+    width, both = module.place.shape[1], len(widths) == 2 * len(module.blocks)
+    pairs = list(zip(widths[::2], widths[1::2], strict=True)) if both else [(heads, units) for units in widths]
+    module.blocks = build_module(
+        lambda: nn.ModuleList(TransformerBlock(width, left, units, width // heads) for left, units in pairs), seed=0
+    )
+    module.heads, module.units = (min(one) for one in zip(*pairs, strict=True))
+
+
 class AllSpritesViT(SpritesViT):
-    """All sprites, learned by the vision transformer of ``sprites-vit`` with so many hidden units in each block."""
+    """All sprites, learned by the vision transformer of ``sprites-vit`` with so many heads and hidden units (see ``rebuilt``)."""
 
     max_examples = IMAGES
 
-    def __init__(self, widths: Widths) -> None:
+    def __init__(self, widths: Widths, heads: int = HEADS) -> None:
         super().__init__("all-sprites-vit", "all sprites")
-        self.module = build_module(
-            lambda: VisionTransformer((1, SIZE, SIZE), PATCH, CLASSES, WIDTH, DEPTH, HEADS, widths[0]), seed=0
-        )
-        self.widest = widths[0]
+        rebuilt(self.module, heads, widths)
+        self.widest = self.module.units
         self.variation = replace(PLAIN, narrowest=self.widest)
 
     def examples(self, rng: np.random.Generator, held_out: bool) -> Examples:
         """See ``all_sprites``."""
         return all_sprites(rng, held_out)
 
+    def initial(self, rng: np.random.Generator, width: int, scale: float, data: Examples) -> tuple[Arrays, Arrays]:
+        """Values of the whole network."""
+        return initial_transformer(self.module, rng, self.module.heads, width, scale)
+
+
+def with_heads(widths: Widths) -> AllSpritesViT:
+    """``AllSpritesViT`` with eight narrow heads in a whole block."""
+    return AllSpritesViT(widths, NARROW_HEADS)
+
 
 def clean_language(widths: Widths) -> TextFamily:
     """The language model and text of ``language``, without corrupted windows, with so many hidden units in each block."""
     parts, variation = library_parts(library_folder()), TextVariation(corrupted=0.0)
-    return TextFamily("clean-language", "Python source", parts, network={"units": widths[0]}, variation=variation)
+    family = TextFamily("clean-language", "Python source", parts, variation=variation)
+    rebuilt(family.module, family.module.heads, widths)
+    return family
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,8 +163,6 @@ class Task:
 
     def multiplications(self, widths: Sequence[int]) -> float:
         """Of one example through the network with so many units in each group, products of attention included."""
-        if len(set(widths)) > 1 and self.groups == BLOCKS:  # a sum over blocks
-            return sum(self.multiplications([width] * len(widths)) for width in widths) / len(widths)
         family = self.family(tuple(widths))
         with FlopCounterMode(display=False) as counter, torch.no_grad():
             family.module(first_examples(family, 1)[0])
@@ -165,9 +195,8 @@ def narrowed(family: TaskFamily, instance: Instance, gone: Mapping[str, Tensor])
             continue
         stay = (~gone[group.name]).nonzero()[:, 0]
         for member in group.members:
-            values[member.parameter] = np.take(
-                values[member.parameter], member.index[stay].flatten().numpy(), member.axis
-            )
+            places = member.index[stay].flatten().sort().values.numpy()  # in the tensor's order, whatever a unit's own
+            values[member.parameter] = np.take(values[member.parameter], places, member.axis)
     return replace(
         instance,
         parameters={name: values[name] for name in instance.parameters},
@@ -186,9 +215,11 @@ TASKS = {
     for task in (
         Task(name="sprites-conv", make=WideSprites, rule="sgd", rates=(0.01, 0.03, 0.1, 0.3),
              groups=("layers.0", "layers.1"), widths=(32, 32), batch=16, calibration=32, judged=384, steps=600, tuning=100),
-        Task(name="sprites-vit", make=AllSpritesViT, rule="adamw", rates=(1e-3, 3e-3, 1e-2, 3e-2),
-             groups=BLOCKS, widths=(64, 64), batch=8, calibration=16, judged=256, steps=600, tuning=50),
-        Task(name="language", make=clean_language, rule="adamw", rates=(1e-3, 3e-3, 1e-2, 3e-2),
-             groups=BLOCKS, widths=(64, 64), batch=4, calibration=4, judged=128, steps=600, tuning=50, fewest=2500),
+        Task(name="sprites-vit", make=AllSpritesViT, rule="adamw", rates=(3e-4, 1e-3, 3e-3, 1e-2),
+             groups=MLPS, widths=(64, 64), batch=8, calibration=16, judged=384, steps=2000, tuning=100),
+        Task(name="sprites-vit-heads", make=with_heads, rule="adamw", rates=(3e-4, 1e-3, 3e-3, 1e-2),
+             groups=PARTS, widths=(8, 64, 8, 64), batch=8, calibration=16, judged=384, steps=2000, tuning=100),
+        Task(name="language", make=clean_language, rule="adamw", rates=(1e-3, 3e-3, 1e-2),
+             groups=MLPS, widths=(64, 64), batch=4, calibration=4, judged=128, steps=3000, tuning=50, fewest=2500),
     )
 }  # fmt: skip
