@@ -29,7 +29,7 @@ def live_max(values: Tensor, live: Tensor) -> Tensor:
 def norm(values: Tensor) -> Tensor:
     """(...,) L2 norm over the last axis of (..., K), without overflow of the squares."""
     largest = values.abs().amax(-1, keepdim=True) if values.shape[-1] else values.new_zeros((*values.shape[:-1], 1))
-    return ratio(values, largest).square().sum(-1).sqrt() * largest[..., 0]
+    return (values / torch.where(largest == 0, 1.0, largest)).square().sum(-1).sqrt() * largest[..., 0]
 
 
 def directions(values: Tensor) -> Tensor:

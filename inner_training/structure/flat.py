@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 
 import torch
@@ -62,6 +62,17 @@ class Piece:
         else:
             view.index_copy_(1, self.index, values.reshape(len(flat), len(self.index), *view.shape[2:]))
 
+    def put_at(self, flat: Tensor, units: Tensor, values: Tensor, which: Tensor) -> None:
+        """Writes (N, k, K) for different units (N, k) int64, where ``which`` (N, k) is True, in place."""
+        view = self.view(flat)
+        table = torch.arange(view.shape[1], device=flat.device) if self.index is None else self.index
+        rest = [1] * (view.ndim - 2)
+        places = table.view(self.units, -1)[units].flatten(1)
+        each = places.shape[1] // units.shape[1]
+        index = places.view(*places.shape, *rest).expand(*places.shape, *view.shape[2:])
+        kept = which.repeat_interleave(each, 1).view(*places.shape, *rest)
+        view.scatter_(1, index, torch.where(kept, values.reshape(index.shape), view.gather(1, index)))
+
     def mark(self, mask: Tensor, units: Tensor, over: bool) -> None:
         """Marks entries of units (N, U) bool in a mask (N, P), in place; ``over`` writes the unmarked ones too."""
         view = self.view(mask)
@@ -100,6 +111,11 @@ class Part:
         parts = values.split([piece.each for piece in self.pieces], 2)  # type: ignore[no-untyped-call]
         for piece, part in zip(self.pieces, parts, strict=True):
             piece.put(flat, part)
+
+    def put_at(self, flat: Tensor, units: Tensor, values: Tensor, which: Tensor) -> None:
+        """Writes (N, k, K) for different units (N, k) int64, where ``which`` (N, k) is True, in place."""
+        for piece, part in zip(self.pieces, self.slices(), strict=True):
+            piece.put_at(flat, units, values[..., part], which)
 
     def slices(self) -> list[slice]:
         """Where each piece lies among the K."""
@@ -199,6 +215,7 @@ class FlatGroups:
             self._by_name[group.name] = self._placed(group, span, layout, module, device)
             self.total = span.stop
         self._marks = self._marked()
+        self._held: tuple[Tensor, Tensor] | None = None
 
     @staticmethod
     def _placed(group: Group, span: slice, layout: FlatLayout, module: nn.Module, device: torch.device) -> FlatGroup:
@@ -239,6 +256,30 @@ class FlatGroups:
         for span, piece, over in self._marks:
             piece.mark(mask, units[:, span], over)
         return mask
+
+    def held(self, active: Tensor) -> Tensor:
+        """``bits`` (N, P) of the entries of units that are not active, (N, T) bool; nobody may write to either.
+
+        Those of the tensor that was given last are remembered, as most of what is done asks for the same ones.
+        """
+        if self._held is None or self._held[0] is not active:
+            self._held = active, bits(self.entries(~active))
+        return self._held[1]
+
+    def own(self, one: FlatGroup, part: Part, values: Tensor, active: Tensor) -> Tensor:
+        """(N, U, K) entries of a part in values (N, P), sometimes a view; 0 for what inactive units of other groups hold."""
+        found = []
+        for piece in part.pieces:
+            others = [(span, each) for span, each, _ in self._marks if each.begin == piece.begin and span != one.span]
+            region, local = values, piece
+            if others:
+                region = values[:, piece.begin : piece.begin + piece.shape.numel()]
+                mask = torch.zeros_like(region, dtype=torch.bool)
+                for span, each in others:
+                    replace(each, begin=0).mark(mask, ~active[:, span], False)
+                region, local = cleared(mask, region)[0], replace(piece, begin=0)
+            found.append(local.of(region))
+        return found[0] if len(found) == 1 else torch.cat([values.new_empty(len(values), one.units, 0), *found], 2)
 
     def largest(self, values: Tensor) -> Tensor:
         """(N, P): of the values (N, T) of the units that an entry belongs to, the largest; 0 for those of no unit."""

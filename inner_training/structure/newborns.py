@@ -139,7 +139,7 @@ def random_weights(weights: Tensor, live: Tensor, count: int, draws: Draws) -> T
     Where those have only zeros (inputs that are inactive themselves) newborns have zeros too. Where no unit is alive the
     norm is that of ``torch.nn.Linear``'s initial values, about 1/sqrt(3).
     """
-    used = ((weights != 0) & live[..., None]).any(-2, keepdim=True)
+    used = live[..., None, :].to(weights.dtype) @ weights.abs() != 0  # quicker than any() of bool
     some = live.any(-1)[..., None, None]
     drawn = draws.normal(count, weights.shape[-1])
     drawn = torch.where(used | ~some, drawn, 0.0)
