@@ -12,7 +12,7 @@ from trimtab.inner_training.stepping import Learner
 from trimtab.inner_training.structure.arithmetic import live_mean, rows_at
 from trimtab.inner_training.structure.draws import Draws
 from trimtab.inner_training.structure.evidence import Evidence
-from trimtab.inner_training.structure.flat import FlatGroup, FlatGroups, Part, bits, chosen, cleared
+from trimtab.inner_training.structure.flat import FlatGroup, FlatGroups, Part, bits, chosen, cleared, kept_at, unset
 from trimtab.inner_training.structure.gradient_growth import matched_donors
 from trimtab.inner_training.structure.newborns import Newborns
 from trimtab.inner_training.structure.units import Units
@@ -46,10 +46,11 @@ class Draft:
 
     def __init__(self, groups: FlatGroups, learner: Learner, units: Units) -> None:
         self._groups, self._learner, self._units = groups, learner, units
-        self.values = chosen(groups.held(units.active), units.parked, learner.parameters)
+        self.values = chosen(groups.live(units.active), learner.parameters, units.parked)
         self.active, self._born = units.active, units.born
         self.which = torch.zeros_like(units.active)
         self._altered: Tensor | None = None  # (N, P) bool
+        self._only_born = True  # nothing happened but that inactive units became active
         self._moments: list[Tensor] | None = None  # (N, P) first and second; None for those of survivors, and zeros
 
     def weights(self, one: FlatGroup) -> Evidence:
@@ -73,6 +74,7 @@ class Draft:
         """Makes units (N, T) bool inactive."""
         self.which = self.which | gone
         self.active = self.active & ~gone
+        self._only_born = False
 
     def set_columns(self, one: FlatGroup, columns: Tensor, runs: Tensor) -> None:
         """Gives the active units of the runs (N,) bool other columns (N, U, O)."""
@@ -87,6 +89,7 @@ class Draft:
         self._alters(marked)
 
     def _alters(self, entries: Tensor) -> None:
+        self._only_born = False
         self._altered = entries if self._altered is None else self._altered | entries
 
     def bear(self, one: FlatGroup, born: Newborns, *, copies: bool) -> None:
@@ -152,6 +155,7 @@ class Draft:
                 drawn = 2 * draws.uniform(*used.shape[1:]) - 1
                 rows[..., part] = (drawn * used / used.sum(-1, keepdim=True).clamp(min=1).sqrt()).flatten(-2)
         nothing = [torch.zeros_like(part.of(self.values)) for part in (one.bias, one.columns)]
+        self._only_born = False
         for part, new in zip((one.incoming, one.bias, one.columns), (rows, *nothing), strict=True):
             if part.width:
                 part.put(self.values, torch.where(units[..., None], new, part.of(self.values)))
@@ -196,20 +200,24 @@ class Draft:
         self._born = torch.where(now, self._units.updates[:, None], self._born)
 
     def finished(self, number: int) -> Changed:
-        """The change, as the edit of that number."""
-        held, entries = self._groups.held(self.active), self._groups.entries(self.which)
-        moments = self._moments or cleared(entries, *self._learner[1:3])
+        """The change, as the edit of that number, which ends the draft."""
+        live, entries = self._groups.live(self.active), self._groups.entries(self.which)
+        moments, parked = self._moments or list(self._learner[1:3]), self._units.parked
+        if not self._only_born and self._moments is None:  # what was held at zero has moments of zero already
+            moments = cleared(entries, *moments)
         if self._units.masked.shape[1]:
-            held, moments = held | bits(self._units.masked), cleared(self._units.masked, *moments)
+            live, moments = live & unset(self._units.masked), cleared(self._units.masked, *moments)
+        if not self._only_born or self._units.masked.shape[1]:
+            parked = chosen(live, parked, self.values)
         runs = self.which.any(1)
         units = self._units._replace(
             active=self.active,
             born=self._born,
             edits=self._units.edits + runs,
             last=torch.where(runs, number, self._units.last),
-            parked=chosen(held, self.values, self._units.parked),
+            parked=parked,
         )
-        (parameters,) = cleared(held, self.values)
+        parameters = self.values.view(torch.int32).bitwise_and_(live).view(torch.float32)
         learner = Learner(parameters, moments[0], moments[1], self._learner.updates)
         return Changed(learner, units, entries if self._altered is None else entries | self._altered, self.which)
 
@@ -217,14 +225,15 @@ class Draft:
 def without(groups: FlatGroups, learner: Learner, units: Units, gone: Tensor, number: int) -> Changed:
     """What a draft that does nothing but ``remove`` units (N, T) bool gives, in fewer passes."""
     entries, runs = groups.entries(gone), gone.any(1)
-    marked = bits(entries)
-    parameters, first, second = cleared(marked, *learner[:3])
-    going = marked.bitwise_and_(~groups.held(units.active))
+    active, live, marked = units.active & ~gone, groups.live(units.active), bits(entries)
+    parked = chosen(marked.bitwise_and_(live), learner.parameters, units.parked)
+    parameters, first, second = kept_at(marked.bitwise_not_(), *learner[:3])
+    groups.know_live(active, marked.bitwise_and_(live))
     after = units._replace(
-        active=units.active & ~gone,
+        active=active,
         edits=units.edits + runs,
         last=torch.where(runs, number, units.last),
-        parked=chosen(going, learner.parameters, units.parked),
+        parked=parked,
     )
     return Changed(Learner(parameters, first, second, learner.updates), after, entries, gone)
 

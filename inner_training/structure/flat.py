@@ -66,12 +66,9 @@ class Piece:
         """Writes (N, k, K) for different units (N, k) int64, where ``which`` (N, k) is True, in place."""
         view = self.view(flat)
         table = torch.arange(view.shape[1], device=flat.device) if self.index is None else self.index
-        rest = [1] * (view.ndim - 2)
-        places = table.view(self.units, -1)[units].flatten(1)
-        each = places.shape[1] // units.shape[1]
-        index = places.view(*places.shape, *rest).expand(*places.shape, *view.shape[2:])
-        kept = which.repeat_interleave(each, 1).view(*places.shape, *rest)
-        view.scatter_(1, index, torch.where(kept, values.reshape(index.shape), view.gather(1, index)))
+        at = torch.arange(len(flat), device=flat.device)[:, None, None], table.view(self.units, -1)[units]
+        old = view[at]  # (N, k, positions of one unit, ...)
+        view[at] = torch.where(which.view(*which.shape, *[1] * (old.ndim - 2)), values.reshape(old.shape), old)
 
     def mark(self, mask: Tensor, units: Tensor, over: bool) -> None:
         """Marks entries of units (N, U) bool in a mask (N, P), in place; ``over`` writes the unmarked ones too."""
@@ -215,7 +212,7 @@ class FlatGroups:
             self._by_name[group.name] = self._placed(group, span, layout, module, device)
             self.total = span.stop
         self._marks = self._marked()
-        self._held: tuple[Tensor, Tensor] | None = None
+        self._live: tuple[Tensor, Tensor] | None = None
 
     @staticmethod
     def _placed(group: Group, span: slice, layout: FlatLayout, module: nn.Module, device: torch.device) -> FlatGroup:
@@ -257,14 +254,18 @@ class FlatGroups:
             piece.mark(mask, units[:, span], over)
         return mask
 
-    def held(self, active: Tensor) -> Tensor:
-        """``bits`` (N, P) of the entries of units that are not active, (N, T) bool; nobody may write to either.
+    def live(self, active: Tensor) -> Tensor:
+        """``bits`` (N, P) of entries that no inactive unit holds, by the active units (N, T) bool; nobody may write to either.
 
         Those of the tensor that was given last are remembered, as most of what is done asks for the same ones.
         """
-        if self._held is None or self._held[0] is not active:
-            self._held = active, bits(self.entries(~active))
-        return self._held[1]
+        if self._live is None or self._live[0] is not active:
+            self._live = active, unset(self.entries(~active))
+        return self._live[1]
+
+    def know_live(self, active: Tensor, live: Tensor) -> None:
+        """Takes for ``live`` what somebody has found already."""
+        self._live = active, live
 
     def own(self, one: FlatGroup, part: Part, values: Tensor, active: Tensor) -> Tensor:
         """(N, U, K) entries of a part in values (N, P), sometimes a view; 0 for what inactive units of other groups hold."""
@@ -306,6 +307,11 @@ def bits(mask: Tensor) -> Tensor:
     return mask.to(torch.int32).neg_()
 
 
+def unset(mask: Tensor) -> Tensor:
+    """The ``bits`` of where a mask is False."""
+    return mask.to(torch.int32).sub_(1)
+
+
 def chosen(mask: Tensor, new: Tensor, old: Tensor) -> Tensor:
     """``torch.where`` of float32 tensors of one shape by their bits, which is several times quicker on a CPU.
 
@@ -323,5 +329,9 @@ def chosen(mask: Tensor, new: Tensor, old: Tensor) -> Tensor:
 
 def cleared(mask: Tensor, *values: Tensor) -> list[Tensor]:
     """Each of the values, float32, with 0 where a mask (bool, or its ``bits``) is True."""
-    kept = ~(bits(mask) if mask.dtype == torch.bool else mask)
+    return kept_at(unset(mask) if mask.dtype == torch.bool else ~mask, *values)
+
+
+def kept_at(kept: Tensor, *values: Tensor) -> list[Tensor]:
+    """Each of the values, float32, with 0 where ``bits`` are not set."""
     return [(kept & one.view(torch.int32)).view(torch.float32) for one in values]

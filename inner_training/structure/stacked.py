@@ -149,9 +149,9 @@ class Stacked(StackedMasks):
             needs = chosen.needs | scale.needs
             evidence = self.evidence(needs, batches=batches, split=split, examples=examples, groups=groups,
                                      why=f"criterion {criterion!r}")  # fmt: skip
-        scores = {}
+        scores, seeds = {}, self._seeds_of(self._units.edits)
         for name, one in evidence.items():
-            scores[name] = scale.apply(chosen.score(one, self._seeds(self._flat[name])), one)
+            scores[name] = scale.apply(chosen.score(one, self._seeds(self._flat[name], seeds)), one)
         self._scored.note(self._flat.joined(scores, torch.nan), noted)
         return scores
 

@@ -201,9 +201,10 @@ class StackedMoments:
         word = draw_words((feed.seed + 0x51ED270B) & WORD, feed.step) & WORD
         return draw_words(word, edits) & WORD
 
-    def _seeds(self, one: FlatGroup) -> Tensor:
-        """(N,) int64, other ones for every group."""
-        return (self._seeds_of(self._units.edits) + one.span.start) & WORD
+    def _seeds(self, one: FlatGroup, seeds: Tensor | None = None) -> Tensor:
+        """(N,) int64, other ones for every group; ``seeds`` are those of the units as they are, if somebody has them."""
+        seeds = self._seeds_of(self._units.edits) if seeds is None else seeds
+        return (seeds + one.span.start) & WORD
 
     def _batches(self, count: int, split: str | None, slots: int | None) -> list[Batch]:
         runs = self.population
@@ -242,6 +243,7 @@ class StackedMoments:
     ) -> dict[str, Evidence]:
         runs = self.population
         draft = Draft(self._flat, runs._learner, self._units)
+        seeds = self._seeds_of(self._units.edits) if "hess_in" in needs or "hess_out" in needs else runs._feed.seed
         weights = {name: self._weights(draft, self._flat[name], needs) for name in names}
         groups = tuple(one.group for one in self._flat)
         gathering = Gathering(runs.family, groups, tuple(names), needs, why)
@@ -257,7 +259,7 @@ class StackedMoments:
                 buffers[name].index_copy_(1, where.flatten(), gate.flatten(1).to(buffers[name].dtype))
         views = runs.layout.views(self._renewed(draft.values, place_of(runs._feed)))
         active = self._flat.by_group(self._units.active)
-        state = State(views, buffers, active, self._seeds_of(self._units.edits))
+        state = State(views, buffers, active, seeds)
         return self._gatherers.gather(gathering, state, weights, self._batches(*data))
 
 
