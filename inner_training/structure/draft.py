@@ -10,9 +10,10 @@ from torch import Tensor
 
 from trimtab.inner_training.stepping import Learner
 from trimtab.inner_training.structure.arithmetic import live_mean, rows_at
+from trimtab.inner_training.structure.bit_masks import bits, chosen, cleared, kept_at, unset
 from trimtab.inner_training.structure.draws import Draws
 from trimtab.inner_training.structure.evidence import Evidence
-from trimtab.inner_training.structure.flat import FlatGroup, FlatGroups, Part, bits, chosen, cleared, kept_at, unset
+from trimtab.inner_training.structure.flat import FlatGroup, FlatGroups, Part
 from trimtab.inner_training.structure.gradient_growth import matched_donors
 from trimtab.inner_training.structure.newborns import Newborns
 from trimtab.inner_training.structure.units import Units

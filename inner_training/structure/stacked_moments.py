@@ -15,11 +15,12 @@ from trimtab.inner_training.population import Population
 from trimtab.inner_training.snapshot import SnapshotRing
 from trimtab.inner_training.stepping import Learner, renewal, served
 from trimtab.inner_training.streams import draw_words
+from trimtab.inner_training.structure.bit_masks import bits, chosen, cleared
 from trimtab.inner_training.structure.collect import WEIGHTS
 from trimtab.inner_training.structure.draft import Changed, Draft
 from trimtab.inner_training.structure.draws import Draws
 from trimtab.inner_training.structure.evidence import Evidence
-from trimtab.inner_training.structure.flat import FlatGroup, FlatGroups, bits, chosen, cleared
+from trimtab.inner_training.structure.flat import FlatGroup, FlatGroups
 from trimtab.inner_training.structure.fresh_growth import random
 from trimtab.inner_training.structure.groups import Group
 from trimtab.inner_training.structure.stacked_edit import Before, StackedEdit
