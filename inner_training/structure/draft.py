@@ -157,9 +157,9 @@ class Draft:
                 rows[..., part] = (drawn * used / used.sum(-1, keepdim=True).clamp(min=1).sqrt()).flatten(-2)
         nothing = [torch.zeros_like(part.of(self.values)) for part in (one.bias, one.columns)]
         self._only_born = False
-        for part, new in zip((one.incoming, one.bias, one.columns), (rows, *nothing), strict=True):
-            if part.width:
-                part.put(self.values, torch.where(units[..., None], new, part.of(self.values)))
+        for own, new in zip((one.incoming, one.bias, one.columns), (rows, *nothing), strict=True):
+            if own.width:
+                own.put(self.values, torch.where(units[..., None], new, own.of(self.values)))
         self._begin(one, units, None)
         self._awake(one, units)
 
