@@ -203,20 +203,18 @@ class Draft:
     def finished(self, number: int) -> Changed:
         """The change, as the edit of that number, which ends the draft."""
         live, entries = self._groups.live(self.active), self._groups.entries(self.which)
-        moments, parked = self._moments or list(self._learner[1:3]), self._units.parked
+        moments = self._moments or list(self._learner[1:3])
         if not self._only_born and self._moments is None:  # what was held at zero has moments of zero already
             moments = cleared(entries, *moments)
         if self._units.masked.shape[1]:
             live, moments = live & unset(self._units.masked), cleared(self._units.masked, *moments)
-        if not self._only_born or self._units.masked.shape[1]:
-            parked = chosen(live, parked, self.values)
         runs = self.which.any(1)
         units = self._units._replace(
             active=self.active,
             born=self._born,
             edits=self._units.edits + runs,
             last=torch.where(runs, number, self._units.last),
-            parked=parked,
+            parked=chosen(live, self._units.parked, self.values),
         )
         parameters = self.values.view(torch.int32).bitwise_and_(live).view(torch.float32)
         learner = Learner(parameters, moments[0], moments[1], self._learner.updates)
