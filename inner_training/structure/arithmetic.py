@@ -28,8 +28,13 @@ def live_max(values: Tensor, live: Tensor) -> Tensor:
 
 def norm(values: Tensor) -> Tensor:
     """(...,) L2 norm over the last axis of (..., K), without overflow of the squares."""
-    largest = values.abs().amax(-1, keepdim=True) if values.shape[-1] else values.new_zeros((*values.shape[:-1], 1))
-    return ratio(values, largest).square().sum(-1).sqrt() * largest[..., 0]
+    return norm_of_sizes(values.abs())
+
+
+def norm_of_sizes(sizes: Tensor) -> Tensor:
+    """``norm`` of what has the absolute values (..., K), which are written to: large new tensors cost more than sums."""
+    largest = sizes.amax(-1, keepdim=True) if sizes.shape[-1] else sizes.new_zeros((*sizes.shape[:-1], 1))
+    return sizes.div_(torch.where(largest == 0, 1.0, largest)).square_().sum(-1).sqrt() * largest[..., 0]
 
 
 def directions(values: Tensor) -> Tensor:

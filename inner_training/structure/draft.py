@@ -10,9 +10,10 @@ from torch import Tensor
 
 from trimtab.inner_training.stepping import Learner
 from trimtab.inner_training.structure.arithmetic import live_mean, rows_at
+from trimtab.inner_training.structure.bit_masks import bits, chosen, cleared, kept_at, unset
 from trimtab.inner_training.structure.draws import Draws
 from trimtab.inner_training.structure.evidence import Evidence
-from trimtab.inner_training.structure.flat import FlatGroup, FlatGroups, Part, bits, chosen, cleared
+from trimtab.inner_training.structure.flat import FlatGroup, FlatGroups, Part
 from trimtab.inner_training.structure.gradient_growth import matched_donors
 from trimtab.inner_training.structure.newborns import Newborns
 from trimtab.inner_training.structure.units import Units
@@ -46,28 +47,24 @@ class Draft:
 
     def __init__(self, groups: FlatGroups, learner: Learner, units: Units) -> None:
         self._groups, self._learner, self._units = groups, learner, units
-        self.values = chosen(groups.entries(~units.active), units.parked, learner.parameters)
-        self.active, self._born = units.active.clone(), units.born.clone()
+        self.values = chosen(groups.live(units.active), learner.parameters, units.parked)
+        self.active, self._born = units.active, units.born
         self.which = torch.zeros_like(units.active)
-        self._altered = torch.zeros((), dtype=torch.bool, device=units.active.device)
+        self._altered: Tensor | None = None  # (N, P) bool
+        self._only_born = True  # nothing happened but that inactive units became active
         self._moments: list[Tensor] | None = None  # (N, P) first and second; None for those of survivors, and zeros
 
     def weights(self, one: FlatGroup) -> Evidence:
-        """The weights of a group as they are; inactive units have what they would have."""
-        values = self._open_to(one)
-        bias = one.bias.of(values)[..., 0].clone() if one.bias.width else None
+        """The weights of a group as they are, until the draft is changed; inactive units have what they would have."""
+        rows, bias, columns = (
+            self._groups.own(one, part, self.values, self.active) for part in (one.incoming, one.bias, one.columns)
+        )
         return Evidence(
             alive=self.active[:, one.span],
-            weights_in=one.incoming.of(values).clone(),
-            bias=bias,
-            weights_out=one.columns.of(values).clone(),
+            weights_in=rows,
+            bias=bias[..., 0] if one.bias.width else None,
+            weights_out=columns,
         )
-
-    def _open_to(self, one: FlatGroup) -> Tensor:
-        """(N, P) the values, but 0 for what inactive units of other groups hold."""
-        if self._groups.total == one.units:
-            return self.values
-        return cleared(self._held_by_others(one), self.values)[0]
 
     def _held_by_others(self, one: FlatGroup) -> Tensor:
         others = ~self.active
@@ -78,6 +75,7 @@ class Draft:
         """Makes units (N, T) bool inactive."""
         self.which = self.which | gone
         self.active = self.active & ~gone
+        self._only_born = False
 
     def set_columns(self, one: FlatGroup, columns: Tensor, runs: Tensor) -> None:
         """Gives the active units of the runs (N,) bool other columns (N, U, O)."""
@@ -89,7 +87,11 @@ class Draft:
         where.put(self.values, torch.where(which, values, where.of(self.values)))
         marked = torch.zeros_like(self.values, dtype=torch.bool)
         where.put(marked, which)
-        self._altered = self._altered | marked
+        self._alters(marked)
+
+    def _alters(self, entries: Tensor) -> None:
+        self._only_born = False
+        self._altered = entries if self._altered is None else self._altered | entries
 
     def bear(self, one: FlatGroup, born: Newborns, *, copies: bool) -> None:
         """Puts newborns in, in the first inactive units or those that they chose.
@@ -99,15 +101,18 @@ class Draft:
             born: (N, k, ...) of them.
             copies: whether their optimizer state is that of their donors, or of the incumbents that are most alike.
         """
-        known, active = self.weights(one), self.active[:, one.span]
-        donors = matched_donors(born.rows, born.columns, known) if born.donors is None else born.donors
+        active, donors = self.active[:, one.span], born.donors
+        if copies and donors is None:
+            donors = matched_donors(born.rows, born.columns, self.weights(one))
         slots = active.to(torch.int8).argsort(dim=1, stable=True)[:, : born.present.shape[1]]
         slots = slots if born.chosen is None else born.chosen.clamp(min=0)
         present = born.present & ~active.gather(1, slots)
         spread = _Spread(torch.where(present, slots, one.units), one.units)
-        reborn = spread.of(present[..., None].float())[..., 0] > 0
+        reborn = spread.of(present[..., None])[..., 0]
         if born.chosen is None:
-            self._write(one, reborn, [spread.of(born.rows), spread.of(born.bias[..., None]), spread.of(born.columns)])
+            for part, new in zip(one.parts(), (born.rows, born.bias[..., None], born.columns), strict=False):
+                if part.width:
+                    part.put_at(self.values, slots, new, present)
             self._begin(one, reborn, None if born.donors is None else spread.numbers(born.donors))
         elif born.woken_columns != 1:
             columns = one.columns.of(self.values)
@@ -122,7 +127,7 @@ class Draft:
                 active[..., None] & (born.donor_rows != 0),
             )
         self._awake(one, reborn)
-        if copies:
+        if copies and donors is not None:
             self._inherit(one, reborn, spread.numbers(donors))
 
     def _inherit(self, one: FlatGroup, reborn: Tensor, donors: Tensor) -> None:
@@ -151,7 +156,10 @@ class Draft:
                 drawn = 2 * draws.uniform(*used.shape[1:]) - 1
                 rows[..., part] = (drawn * used / used.sum(-1, keepdim=True).clamp(min=1).sqrt()).flatten(-2)
         nothing = [torch.zeros_like(part.of(self.values)) for part in (one.bias, one.columns)]
-        self._write(one, units, [rows, *nothing])
+        self._only_born = False
+        for own, new in zip((one.incoming, one.bias, one.columns), (rows, *nothing), strict=True):
+            if own.width:
+                own.put(self.values, torch.where(units[..., None], new, own.of(self.values)))
         self._begin(one, units, None)
         self._awake(one, units)
 
@@ -172,13 +180,8 @@ class Draft:
             assert bias is not None
             share = lost[:, part].view(len(lost), each, len(bias), -1).sum((1, 3))
             marked = torch.zeros_like(self.values, dtype=torch.bool)
-            self._altered = self._altered | marked.index_copy_(1, bias, share != 0)
+            self._alters(marked.index_copy_(1, bias, share != 0))
             self.values.index_add_(1, bias, share)
-
-    def _write(self, one: FlatGroup, which: Tensor, values: list[Tensor]) -> None:
-        for part, new in zip((one.incoming, one.bias, one.columns), values, strict=True):
-            if part.width:
-                part.put(self.values, torch.where(which[..., None], new, part.of(self.values)))
 
     def _begin(self, one: FlatGroup, which: Tensor, donors: Tensor | None) -> None:
         """What units have beside rows, bias and columns: their donor's, or what it begins with."""
@@ -198,34 +201,38 @@ class Draft:
         self._born = torch.where(now, self._units.updates[:, None], self._born)
 
     def finished(self, number: int) -> Changed:
-        """The change, as the edit of that number."""
-        held, entries = self._groups.entries(~self.active), self._groups.entries(self.which)
-        moments = self._moments or cleared(entries, *self._learner[1:3])
+        """The change, as the edit of that number, which ends the draft."""
+        live, entries = self._groups.live(self.active), self._groups.entries(self.which)
+        moments = self._moments or list(self._learner[1:3])
+        if not self._only_born and self._moments is None:  # what was held at zero has moments of zero already
+            moments = cleared(entries, *moments)
         if self._units.masked.shape[1]:
-            held, moments = held | self._units.masked, cleared(self._units.masked, *moments)
-        held = bits(held)
+            live, moments = live & unset(self._units.masked), cleared(self._units.masked, *moments)
         runs = self.which.any(1)
         units = self._units._replace(
             active=self.active,
             born=self._born,
             edits=self._units.edits + runs,
             last=torch.where(runs, number, self._units.last),
-            parked=chosen(held, self.values, self._units.parked),
+            parked=chosen(live, self._units.parked, self.values),
         )
-        (parameters,) = cleared(held, self.values)
+        parameters = self.values.view(torch.int32).bitwise_and_(live).view(torch.float32)
         learner = Learner(parameters, moments[0], moments[1], self._learner.updates)
-        return Changed(learner, units, entries | self._altered, self.which)
+        return Changed(learner, units, entries if self._altered is None else entries | self._altered, self.which)
 
 
 def without(groups: FlatGroups, learner: Learner, units: Units, gone: Tensor, number: int) -> Changed:
     """What a draft that does nothing but ``remove`` units (N, T) bool gives, in fewer passes."""
     entries, runs = groups.entries(gone), gone.any(1)
-    parameters, first, second = cleared(entries, *learner[:3])
+    active, live, marked = units.active & ~gone, groups.live(units.active), bits(entries)
+    parked = chosen(marked.bitwise_and_(live), learner.parameters, units.parked)
+    parameters, first, second = kept_at(marked.bitwise_not_(), *learner[:3])
+    groups.know_live(active, marked.bitwise_and_(live))
     after = units._replace(
-        active=units.active & ~gone,
+        active=active,
         edits=units.edits + runs,
         last=torch.where(runs, number, units.last),
-        parked=chosen(entries & ~groups.entries(~units.active), learner.parameters, units.parked),
+        parked=parked,
     )
     return Changed(Learner(parameters, first, second, learner.updates), after, entries, gone)
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 
 import torch
 from torch import Tensor, nn
 
 from trimtab.inner_training.layout import FlatLayout
+from trimtab.inner_training.structure.bit_masks import cleared, unset
 from trimtab.inner_training.structure.groups import Group, Member
 
 
@@ -62,6 +63,14 @@ class Piece:
         else:
             view.index_copy_(1, self.index, values.reshape(len(flat), len(self.index), *view.shape[2:]))
 
+    def put_at(self, flat: Tensor, units: Tensor, values: Tensor, which: Tensor) -> None:
+        """Writes (N, k, K) for different units (N, k) int64, where ``which`` (N, k) is True, in place."""
+        view = self.view(flat)
+        table = torch.arange(view.shape[1], device=flat.device) if self.index is None else self.index
+        at = torch.arange(len(flat), device=flat.device)[:, None, None], table.view(self.units, -1)[units]
+        old = view[at]  # (N, k, positions of one unit, ...)
+        view[at] = torch.where(which.view(*which.shape, *[1] * (old.ndim - 2)), values.reshape(old.shape), old)
+
     def mark(self, mask: Tensor, units: Tensor, over: bool) -> None:
         """Marks entries of units (N, U) bool in a mask (N, P), in place; ``over`` writes the unmarked ones too."""
         view = self.view(mask)
@@ -100,6 +109,11 @@ class Part:
         parts = values.split([piece.each for piece in self.pieces], 2)  # type: ignore[no-untyped-call]
         for piece, part in zip(self.pieces, parts, strict=True):
             piece.put(flat, part)
+
+    def put_at(self, flat: Tensor, units: Tensor, values: Tensor, which: Tensor) -> None:
+        """Writes (N, k, K) for different units (N, k) int64, where ``which`` (N, k) is True, in place."""
+        for piece, part in zip(self.pieces, self.slices(), strict=True):
+            piece.put_at(flat, units, values[..., part], which)
 
     def slices(self) -> list[slice]:
         """Where each piece lies among the K."""
@@ -199,6 +213,7 @@ class FlatGroups:
             self._by_name[group.name] = self._placed(group, span, layout, module, device)
             self.total = span.stop
         self._marks = self._marked()
+        self._live: tuple[Tensor, Tensor] | None = None
 
     @staticmethod
     def _placed(group: Group, span: slice, layout: FlatLayout, module: nn.Module, device: torch.device) -> FlatGroup:
@@ -240,6 +255,34 @@ class FlatGroups:
             piece.mark(mask, units[:, span], over)
         return mask
 
+    def live(self, active: Tensor) -> Tensor:
+        """``bits`` (N, P) of entries that no inactive unit holds, by the active units (N, T) bool; nobody may write to either.
+
+        Those of the tensor that was given last are remembered, as most of what is done asks for the same ones.
+        """
+        if self._live is None or self._live[0] is not active:
+            self._live = active, unset(self.entries(~active))
+        return self._live[1]
+
+    def know_live(self, active: Tensor, live: Tensor) -> None:
+        """Takes for ``live`` what somebody has found already."""
+        self._live = active, live
+
+    def own(self, one: FlatGroup, part: Part, values: Tensor, active: Tensor) -> Tensor:
+        """(N, U, K) entries of a part in values (N, P), sometimes a view; 0 for what inactive units of other groups hold."""
+        found = []
+        for piece in part.pieces:
+            others = [(span, each) for span, each, _ in self._marks if each.begin == piece.begin and span != one.span]
+            region, local = values, piece
+            if others:
+                region = values[:, piece.begin : piece.begin + piece.shape.numel()]
+                mask = torch.zeros_like(region, dtype=torch.bool)
+                for span, each in others:
+                    replace(each, begin=0).mark(mask, ~active[:, span], False)
+                region, local = cleared(mask, region)[0], replace(piece, begin=0)
+            found.append(local.of(region))
+        return found[0] if len(found) == 1 else torch.cat([values.new_empty(len(values), one.units, 0), *found], 2)
+
     def largest(self, values: Tensor) -> Tensor:
         """(N, P): of the values (N, T) of the units that an entry belongs to, the largest; 0 for those of no unit."""
         found = values.new_zeros(len(values), self.width)
@@ -258,29 +301,3 @@ class FlatGroups:
         missing = first.new_full((1, 1), fill)
         parts = [values.get(one.name, missing.expand(len(first), one.units)) for one in self]
         return torch.cat(parts, 1)
-
-
-def bits(mask: Tensor) -> Tensor:
-    """int32 with all bits set where a mask is True, and none elsewhere."""
-    return mask.to(torch.int32).neg_()
-
-
-def chosen(mask: Tensor, new: Tensor, old: Tensor) -> Tensor:
-    """``torch.where`` of float32 tensors of one shape by their bits, which is several times quicker on a CPU.
-
-    Args:
-        mask: bool, or its ``bits``.
-        new, old: what to take where it is True, and elsewhere.
-
-    >>> chosen(torch.tensor([True, False]), torch.tensor([1.0, 2.0]), torch.tensor([3.0, torch.nan]))
-    tensor([1., nan])
-    """
-    before = old.view(torch.int32)
-    which = bits(mask) if mask.dtype == torch.bool else mask
-    return (new.view(torch.int32) ^ before).bitwise_and_(which).bitwise_xor_(before).view(torch.float32)
-
-
-def cleared(mask: Tensor, *values: Tensor) -> list[Tensor]:
-    """Each of the values, float32, with 0 where a mask (bool, or its ``bits``) is True."""
-    kept = ~(bits(mask) if mask.dtype == torch.bool else mask)
-    return [(kept & one.view(torch.int32)).view(torch.float32) for one in values]

@@ -7,7 +7,15 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from trimtab.inner_training.structure.arithmetic import directions, entries_at, live_mean, norm, ratio, rows_at
+from trimtab.inner_training.structure.arithmetic import (
+    directions,
+    entries_at,
+    live_mean,
+    norm,
+    norm_of_sizes,
+    ratio,
+    rows_at,
+)
 from trimtab.inner_training.structure.draws import Draws
 from trimtab.inner_training.structure.evidence import Evidence
 
@@ -139,11 +147,13 @@ def random_weights(weights: Tensor, live: Tensor, count: int, draws: Draws) -> T
     Where those have only zeros (inputs that are inactive themselves) newborns have zeros too. Where no unit is alive the
     norm is that of ``torch.nn.Linear``'s initial values, about 1/sqrt(3).
     """
-    used = ((weights != 0) & live[..., None]).any(-2, keepdim=True)
+    sizes = weights.abs()
+    used = live[..., None, :].to(weights.dtype) @ sizes != 0  # quicker than any() of bool
+    typical = live_mean(norm_of_sizes(sizes), live)[..., None]
     some = live.any(-1)[..., None, None]
     drawn = draws.normal(count, weights.shape[-1])
     drawn = torch.where(used | ~some, drawn, 0.0)
-    return directions(drawn) * torch.where(some, typical_norm(weights, live), 3**-0.5)
+    return directions(drawn) * torch.where(some, typical, 3**-0.5)
 
 
 def open_rows(evidence: Evidence, descent: Tensor) -> tuple[Tensor, Tensor]:

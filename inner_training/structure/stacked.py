@@ -12,6 +12,7 @@ from torch import Tensor
 from trimtab.errors import UserError, check_whole, unknown
 from trimtab.inner_training.population import Population
 from trimtab.inner_training.structure.brain_surgeon import repair as repaired
+from trimtab.inner_training.structure.collect import WEIGHTS
 from trimtab.inner_training.structure.criteria import resolve_criterion
 from trimtab.inner_training.structure.draft import Draft, with_weights, without
 from trimtab.inner_training.structure.draws import Draws
@@ -148,9 +149,9 @@ class Stacked(StackedMasks):
             needs = chosen.needs | scale.needs
             evidence = self.evidence(needs, batches=batches, split=split, examples=examples, groups=groups,
                                      why=f"criterion {criterion!r}")  # fmt: skip
-        scores = {}
+        scores, seeds = {}, self._seeds_of(self._units.edits)
         for name, one in evidence.items():
-            scores[name] = scale.apply(chosen.score(one, self._seeds(self._flat[name])), one)
+            scores[name] = scale.apply(chosen.score(one, self._seeds(self._flat[name], seeds)), one)
         self._scored.note(self._flat.joined(scores, torch.nan), noted)
         return scores
 
@@ -254,14 +255,15 @@ class Stacked(StackedMasks):
             )
         masked = check_shares(shares, self._num_runs) * check_runs(runs, self._num_runs)
         names = self._named(groups)
-        if evidence is None:
-            evidence = self._evidence(chosen.needs, names, (batches, None, None), f"growth method {method!r}")
+        moving = chosen.needs - WEIGHTS
+        if evidence is None and moving:
+            evidence = self._evidence(moving, names, (batches, None, None), f"growth method {method!r}")
         draft = self._draft()
         for one in (self._flat[name] for name in names):
             counts = np.round(masked * one.units).astype(np.int64)
             if not counts.any():
                 continue
-            known = with_weights(evidence[one.name], draft.weights(one))
+            known = draft.weights(one) if evidence is None else with_weights(evidence[one.name], draft.weights(one))
             room = (~known.live).sum(1)
             wanted = torch.minimum(torch.from_numpy(counts).to(room.device), room)
             born = chosen.make(known, int(counts.max()), self._seeds(one), wanted)

@@ -78,7 +78,8 @@ def ascending(scores: Tensor, among: Tensor) -> Tensor:
     """(..., U) int64 place of each unit among those marked, the lowest score first; equal scores by number."""
     size = torch.finfo(scores.dtype).max
     order = torch.where(among, scores.clamp(-size, size), torch.inf).argsort(dim=-1, stable=True)
-    return order.argsort(-1)
+    places = torch.arange(order.shape[-1], device=order.device).expand_as(order)
+    return torch.empty_like(order).scatter_(-1, order, places)
 
 
 def lowest(scores: Mapping[str, Tensor], active: Tensor, groups: UnitRow, shares: np.ndarray, scope: str) -> Tensor:
@@ -91,22 +92,20 @@ def lowest(scores: Mapping[str, Tensor], active: Tensor, groups: UnitRow, shares
         shares: (N,) of the units that are active in these groups; rounded to the nearest number of units.
         scope: ``global`` compares the scores of all groups, ``layer`` takes the share of each group.
     """
-    free, counts = [], []
+    gone, counts = [], []
     share = torch.from_numpy(shares).to(active.device)
+    alone = scope == "layer" or len(scores) == 1
     for name, values in scores.items():
         own = active[:, groups[name].span]
         count = own.sum(1)
-        spare = ascending(values, own) < (count - groups[name].group.minimum)[:, None]
-        free.append(own & spare)
+        most = count - groups[name].group.minimum
+        if alone:
+            most = torch.minimum(most, torch.round(share * count))
+        gone.append(own & (ascending(values, own) < most[:, None]))
         counts.append(count)
-    if scope == "layer":
-        gone = [
-            able & (ascending(values, able) < torch.round(share * count)[:, None])
-            for values, able, count in zip(scores.values(), free, counts, strict=True)
-        ]
-    else:
-        able = torch.cat(free, 1)
+    if not alone:
+        able = torch.cat(gone, 1)
         wanted = torch.round(share * torch.stack(counts).sum(0))
         both = able & (ascending(torch.cat(list(scores.values()), 1), able) < wanted[:, None])
-        gone = list(torch.split(both, [one.shape[1] for one in free], 1))
+        gone = list(torch.split(both, [one.shape[1] for one in gone], 1))
     return groups.joined(dict(zip(scores, gone, strict=True)), False)

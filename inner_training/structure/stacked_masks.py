@@ -10,8 +10,8 @@ from torch import Tensor
 
 from trimtab.errors import MismatchError, unknown
 from trimtab.inner_training.stepping import Learner
+from trimtab.inner_training.structure.bit_masks import cleared
 from trimtab.inner_training.structure.draft import Changed
-from trimtab.inner_training.structure.flat import cleared
 from trimtab.inner_training.structure.stacked_choice import check_runs
 from trimtab.inner_training.structure.stacked_edit import StackedEdit
 from trimtab.inner_training.structure.stacked_speed import StackedSpeed

@@ -15,11 +15,12 @@ from trimtab.inner_training.population import Population
 from trimtab.inner_training.snapshot import SnapshotRing
 from trimtab.inner_training.stepping import Learner, renewal, served
 from trimtab.inner_training.streams import draw_words
+from trimtab.inner_training.structure.bit_masks import bits, chosen, cleared
 from trimtab.inner_training.structure.collect import WEIGHTS
 from trimtab.inner_training.structure.draft import Changed, Draft
 from trimtab.inner_training.structure.draws import Draws
 from trimtab.inner_training.structure.evidence import Evidence
-from trimtab.inner_training.structure.flat import FlatGroup, FlatGroups, bits, chosen, cleared
+from trimtab.inner_training.structure.flat import FlatGroup, FlatGroups
 from trimtab.inner_training.structure.fresh_growth import random
 from trimtab.inner_training.structure.groups import Group
 from trimtab.inner_training.structure.stacked_edit import Before, StackedEdit
@@ -201,9 +202,10 @@ class StackedMoments:
         word = draw_words((feed.seed + 0x51ED270B) & WORD, feed.step) & WORD
         return draw_words(word, edits) & WORD
 
-    def _seeds(self, one: FlatGroup) -> Tensor:
-        """(N,) int64, other ones for every group."""
-        return (self._seeds_of(self._units.edits) + one.span.start) & WORD
+    def _seeds(self, one: FlatGroup, seeds: Tensor | None = None) -> Tensor:
+        """(N,) int64, other ones for every group; ``seeds`` are those of the units as they are, if somebody has them."""
+        seeds = self._seeds_of(self._units.edits) if seeds is None else seeds
+        return (seeds + one.span.start) & WORD
 
     def _batches(self, count: int, split: str | None, slots: int | None) -> list[Batch]:
         runs = self.population
@@ -242,6 +244,7 @@ class StackedMoments:
     ) -> dict[str, Evidence]:
         runs = self.population
         draft = Draft(self._flat, runs._learner, self._units)
+        seeds = self._seeds_of(self._units.edits) if "hess_in" in needs or "hess_out" in needs else runs._feed.seed
         weights = {name: self._weights(draft, self._flat[name], needs) for name in names}
         groups = tuple(one.group for one in self._flat)
         gathering = Gathering(runs.family, groups, tuple(names), needs, why)
@@ -257,7 +260,7 @@ class StackedMoments:
                 buffers[name].index_copy_(1, where.flatten(), gate.flatten(1).to(buffers[name].dtype))
         views = runs.layout.views(self._renewed(draft.values, place_of(runs._feed)))
         active = self._flat.by_group(self._units.active)
-        state = State(views, buffers, active, self._seeds_of(self._units.edits))
+        state = State(views, buffers, active, seeds)
         return self._gatherers.gather(gathering, state, weights, self._batches(*data))
 
 

@@ -7,8 +7,8 @@ import torch
 
 from trimtab.errors import MismatchError, check_whole, out_of_range
 from trimtab.inner_training.stepping import Learner
+from trimtab.inner_training.structure.bit_masks import cleared
 from trimtab.inner_training.structure.draft import Changed
-from trimtab.inner_training.structure.flat import cleared
 from trimtab.inner_training.structure.newborn_state import FASTER, WINDOW
 from trimtab.inner_training.structure.stacked_choice import check_runs
 from trimtab.inner_training.structure.stacked_edit import StackedEdit

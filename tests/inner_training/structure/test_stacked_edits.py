@@ -69,6 +69,16 @@ def test_survivors_keep_everything(name: str, kind: str) -> None:
     assert torch.equal(held(structure) & ~touched, before & ~touched)
 
 
+def test_what_newborns_would_read_of_inactive_units_is_parked_anew() -> None:
+    structure = stacked("mlp")
+    structure.prune(0.5, structure.score("random"), scope="layer")
+    edit = structure.grow(0.3, "pairing", groups=list(structure.groups)[1:2])
+    born = structure._flat.entries(structure._flat.joined(edit.units, False))
+    shared = born & held(structure)
+    assert shared.any()
+    assert not structure._units.parked[shared].any()  # newborns have no weights from inputs that nobody used
+
+
 @each_kind
 def test_other_runs_are_left_alone(kind: str) -> None:
     structure = stacked("conv")
