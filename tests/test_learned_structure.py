@@ -9,12 +9,16 @@ import numpy as np
 import pytest
 from experiments.learned_structure.__main__ import tables_of
 from experiments.learned_structure.arms import LEVELS, RULES, rule_arms
+from experiments.learned_structure.changing import compared, difference, interval
+from experiments.learned_structure.changing import tables_of as tables_of_resets
 from experiments.learned_structure.measure import Played, at_equal_work, frontier, over_families
-from experiments.learned_structure.together import Together
+from experiments.learned_structure.together import Together, Without
 from experiments.pages import filled
 
 from trimtab.errors import MismatchError
 from trimtab.policies.registry import load_policy
+
+BUNDLES = Path(__file__).parents[1] / "experiments" / "learned_structure" / "bundles"
 
 
 def test_together_is_each_by_itself() -> None:
@@ -86,3 +90,32 @@ def test_the_page_shows_the_figures() -> None:
     assert all(f"<!-- table: {name} -->" in text for name in tables)
     assert filled(text, tables) == text
     assert len(content["differences"]["joint"]) == 3 * len(RULES)
+
+
+def test_a_policy_without_a_lever_says_the_rest() -> None:
+    policy = load_policy(str(BUNDLES / "changing"))
+    less = Without(policy, "reset")
+    assert list(less.levers) == [name for name in policy.levers if name != "reset"]
+    seen = np.random.default_rng(0).uniform(-1, 1, (4, len(policy.signals))).astype(np.float32)
+    both, _ = policy.act(seen, policy.init(4))
+    rest, _ = less.act(seen, less.init(4))
+    np.testing.assert_array_equal(rest, np.delete(both, list(policy.levers).index("reset"), axis=1))
+
+
+def test_differences_are_paired_by_run() -> None:
+    rng = np.random.default_rng(0)
+    hard, noise = rng.normal(size=200), rng.normal(scale=0.01, size=200)
+    samples = difference(hard - 0.1 + noise, hard, np.random.default_rng(1))
+    middle, low, high = interval(samples)
+    assert middle == pytest.approx(-0.1, abs=0.005) and -0.11 < low < middle < high < -0.09
+    heights = {"a": {"joint": hard - 0.1, "rule": hard}, "b": {"joint": hard + 0.3, "rule": hard}}
+    found = compared(heights, "joint", 0)["rule"]
+    assert found["a"][0] == -0.1 and found["b"][0] == 0.3 and found["all"][0] == 0.1
+
+
+def test_the_page_shows_the_figures_of_resets() -> None:
+    docs = Path(__file__).parents[1] / "docs"
+    text = (docs / "learned_structure.md").read_text()
+    tables = tables_of_resets(json.loads((docs / "results" / "learned_resets.json").read_text()))
+    assert all(f"<!-- table: {name} -->" in text for name in tables)
+    assert filled(text, tables) == text

@@ -3,8 +3,8 @@
     python -m experiments.learned_structure.changing --joint BUNDLE --hyper BUNDLE [--runs 64] [--families NAME ...] [--training]
         [--out FILE.json] [--page FILE.md]
 
-The joint policy moves the hyperparameters and resets units; `hyper` learned the same way without resets. Beside them play no policy, the
-shipped default, and the rule `dormant-reset` at several thresholds: alone, beside `hyper`, and beside the default. No arm changes how many
+The joint policy moves the hyperparameters and resets units; `hyper` learned the same way without resets. Beside them play the joint
+policy with its resets held back, no policy, the shipped default, and the rule `dormant-reset` at several thresholds: alone, beside `hyper`, and beside the default. No arm changes how many
 units there are, so all do the same work. The height of a run is the mean of its ln validation loss over the budget, through all phases of the task.
 Differences are paired by run, with bootstrap intervals over runs; over families each counts alike. `--training` plays instances of training.
 """
@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from experiments.learned_structure.together import Together
+from experiments.learned_structure.together import Together, Without
 from experiments.pages import filled, span, table
 
 from trimtab.agents.conditions import Conditions
@@ -37,6 +37,7 @@ REPETITIONS = 2000
 def arms(joint: str, hyper: str) -> dict[str, Policy]:
     """Who plays, by name."""
     found = {"joint": load_policy(joint), "hyper": load_policy(hyper), "default": load_policy("default")}
+    found["joint without resets"] = Without(found["joint"], "reset")
     found["constant"] = load_policy("constant")
     for name, beside in (("constant", None), ("hyper", hyper), ("default", "default")):
         for threshold in THRESHOLDS:

@@ -1,4 +1,4 @@
-"""Two policies of different levers as one: a rule of structure beside whoever moves the hyperparameters."""
+"""Policies put together and taken apart: a rule of structure beside whoever moves the hyperparameters, or a policy without a lever."""
 
 from __future__ import annotations
 
@@ -46,3 +46,31 @@ class Together:
             action, after[str(place)] = policy.act(observations[:, columns], state[str(place)])
             actions.append(np.asarray(action, dtype=np.float64))
         return np.concatenate(actions, 1), after
+
+
+class Without:
+    """A policy one of whose levers is held back: what it says of that one is not heard.
+
+    Args:
+        policy: the policy.
+        lever: one of its levers.
+    """
+
+    def __init__(self, policy: Policy, lever: str) -> None:
+        self.name, self.signals, self.decide_every = (
+            f"{policy.name} without {lever}",
+            policy.signals,
+            policy.decide_every,
+        )
+        self._policy = policy
+        self.levers: Mapping[str, Kind] = {name: kind for name, kind in policy.levers.items() if name != lever}
+        self._columns = [place for place, name in enumerate(policy.levers) if name != lever]
+
+    def init(self, num_runs: int) -> dict[str, Any]:
+        """As of the policy."""
+        return self._policy.init(num_runs)
+
+    def act(self, observations: np.ndarray, state: dict[str, Any]) -> tuple[np.ndarray, dict[str, Any]]:
+        """See ``Policy.act``."""
+        actions, state = self._policy.act(observations, state)
+        return np.asarray(actions)[:, self._columns], state
