@@ -97,7 +97,7 @@ class TrimtabEnv(gymnasium.Env[np.ndarray, np.ndarray]):
         return observations[0].copy(), of_run(start_values(self.episodes), 0)
 
     def action_masks(self) -> np.ndarray:
-        """(3 L,) bool of ``multi-discrete`` actions: which of down, hold and up would do something now, lever by lever.
+        """(3 L,) bool of ``multi-discrete`` actions: which of down, hold and up is legal now, lever by lever.
 
         Raises:
             MismatchError: the scenario's actions are not ``multi-discrete``.

@@ -29,7 +29,7 @@ def action_space(scenario: Scenario) -> spaces.Space[Any]:
 
 
 def action_masks(scenario: Scenario, steering: Steering) -> np.ndarray:
-    """(N, 3 L) bool, which of down, hold and up would do something now, lever by lever (see ``Steering.legal``).
+    """(N, 3 L) bool, which of down, hold and up is legal now, lever by lever (see ``Steering.legal``).
 
     Raises:
         MismatchError: the scenario's actions are not ``multi-discrete``.

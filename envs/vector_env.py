@@ -131,7 +131,7 @@ class TrimtabVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         return observations.copy(), result.rewards, terminated.copy(), np.zeros(self.num_envs, dtype=bool), info
 
     def action_masks(self) -> np.ndarray:
-        """(N, 3 L) bool of ``multi-discrete`` actions: which of down, hold and up would do something now, lever by lever.
+        """(N, 3 L) bool of ``multi-discrete`` actions: which of down, hold and up is legal now, lever by lever.
 
         Raises:
             MismatchError: the scenario's actions are not ``multi-discrete``.

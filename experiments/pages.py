@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from trimtab.errors import UserError
+
 END = "<!-- end -->"
 
 
@@ -28,12 +30,18 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 def filled(text: str, tables: Mapping[str, Sequence[str]]) -> str:
-    """The page with each table that it has between ``<!-- table: NAME -->`` and ``<!-- end -->`` made anew."""
+    """The page with each table that it has between ``<!-- table: NAME -->`` and ``<!-- end -->`` made anew.
+
+    Raises:
+        UserError: a table has no end.
+    """
     for name, lines in tables.items():
         start = f"<!-- table: {name} -->"
         if start not in text:
             continue
         before, _, rest = text.partition(start)
-        _, _, after = rest.partition(END)
+        _, end, after = rest.partition(END)
+        if not end or "<!-- table: " in rest[: rest.index(END)]:
+            raise UserError(f"table {name!r} of the page has no end; put {END} behind it")
         text = before + start + "\n\n" + "\n".join(lines) + f"\n\n{END}" + after
     return text

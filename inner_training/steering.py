@@ -174,14 +174,14 @@ class Steering:
         return shares, reasons
 
     def legal(self, names: Sequence[str]) -> np.ndarray:
-        """Which whole moves down, none at all, and up would do something, by what was observed last.
+        """Which whole moves down, none at all, and up are legal, by what was observed last.
 
         Args:
             names: of levers and events, in the order of the result.
 
         Returns:
-            (N, len(names), 3) bool. To hold is always legal; a lever that is unavailable does nothing else, and one that edits
-            the structure only what the guard permits. Events are always legal: the guard says when they come.
+            (N, len(names), 3) bool. To hold is always legal, to move a lever where it is available, to edit the structure where the
+            guard permits it now. Events are always legal: the guard says when they come.
         """
         found = np.ones((self.num_runs, len(names), 3), dtype=bool)
         columns = {lever.name: column for column, lever in enumerate(self.levers)}

@@ -124,4 +124,4 @@ TABLES: dict[str, Callable[[Found], list[str]]] = {
 
 def tables_of(found: Found) -> dict[str, list[str]]:
     """The lines of every table."""
-    return {name: table(found) for name, table in TABLES.items()}
+    return {name: lines(found) for name, lines in TABLES.items()}

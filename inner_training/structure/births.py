@@ -116,7 +116,10 @@ def _behind_norms(gates: Gates, group: Group, born: Newborns) -> tuple[Newborns,
     A norm magnifies the little that they give some 300 times, or takes it away where it is the same everywhere. So they
     give a thousandth of it, and it is the norm's shift that opens them; a norm without shift may leave them closed.
     """
-    opened = (born.rows.norm(dim=-1) <= 1.001 * OPEN) & ((born.rows != 0).any(-1) | (born.bias != 0))
+    little = (born.rows.norm(dim=-1) <= 1.001 * OPEN) & (born.bias.abs() <= 1.001 * OPEN)
+    opened = little & ((born.rows != 0).any(-1) | (born.bias != 0))
+    if born.donors is not None:
+        opened &= born.donors < 0  # copies are what they are
     normed = bool(group.bare) or any(_is_norm(gates, member.owner) for member in group.others)
     factor = torch.where(opened & normed, MAGNIFIED, 1.0)
     born = replace(born, rows=born.rows * factor[..., None], bias=born.bias * factor)

@@ -98,6 +98,7 @@ def put_back(gates: Gates, record: Record) -> None:
     comes back if no step has been made since; otherwise it is zero there. Entries that belong to units of others too, which
     have gone since or been born, stay as these have them.
     """
+    gates.check_same()
     for name, mask in record.switched.items():
         gates.active[name] = torch.where(mask, record.active[name], gates.active[name])
         gates.born[name] = torch.where(record.renewed[name], record.born[name], gates.born[name])

@@ -158,7 +158,9 @@ class Gates:
                 )
 
     def check_held(self) -> None:
-        """Raises ``MismatchError`` where entries that are held are finite and not zero: weights were put in from elsewhere."""
+        """Raises ``MismatchError`` where entries that are held are finite and not zero: weights were put in from elsewhere;
+        or see ``check_same``."""
+        self.check_same()
         for name, parameter in self.closed.items():
             values = parameter.detach()[self._held[name].to(parameter.device)]
             if bool((values.isfinite() & (values != 0)).any()):

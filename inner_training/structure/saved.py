@@ -18,8 +18,9 @@ def check_saved(gates: Gates, saved: Any) -> None:
     """Refuses what ``Editor.state_dict`` has not given for the same model.
 
     Raises:
-        MismatchError: it is of another version, of other groups or shapes, or damaged; the message names the entry.
+        MismatchError: it is of another version, of other groups or shapes, or damaged; the message names the entry. Or see ``Gates.check_same``.
     """
+    gates.check_same()
     if not isinstance(saved, Mapping):
         raise MismatchError(f"the state is a {type(saved).__name__}; give what structure.state_dict() gave")
     if saved.get("version") != VERSION:

@@ -140,16 +140,16 @@ class Hosted:
             done: optimizer steps of the checkpoint that the host has restored; 0 for none.
 
         Raises:
-            UserError: as ``trimtab.attach`` and ``Controller.load_state_dict``; nothing stays attached then.
+            UserError: as ``trimtab.attach`` and ``Controller.load_state_dict``; nothing stays attached then, but a structure keeps
+                what it has loaded.
         """
         self.end()
         options = self.options
         given = options.stateful(host) if callable(options.stateful) else options.stateful
         editing = options.structure(host) if callable(options.structure) else options.structure
         self._structure = editing.structure if isinstance(editing, Editing) else editing
-        saved, self._saved = self._saved, None
         # Before attaching, which already decides, by the units that it finds.
-        state = None if saved is None else self._without_units(saved)
+        state = None if self._saved is None else self._without_units(self._saved)
         controller = attach(
             innermost(optimizer),
             model=model,
@@ -172,6 +172,7 @@ class Hosted:
         elif done > 0:
             controller.not_resumed(done)
         self._losses.clear()
+        self._saved = None
         self.controller, self.seen = controller, controller.steps
         return controller
 

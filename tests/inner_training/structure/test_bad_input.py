@@ -136,6 +136,9 @@ def test_a_model_in_two_optimizers_is_refused() -> None:
     lambda s, x: s.grow(0.3, "pairing"),
     lambda s, x: s.reset({"0": [0, 1]}),
     lambda s, x: s.diagnostics(x, mean_square),
+    lambda s, x: s.compact(),
+    lambda s, x: s.load_state_dict(s.state_dict()),
+    lambda s, x: s.editor._history[-1].edit.undo(),
 ])  # fmt: skip
 def test_a_layer_that_was_replaced_is_told(edit: Call) -> None:
     model, example = make("perceptron")
@@ -143,8 +146,10 @@ def test_a_layer_that_was_replaced_is_told(edit: Call) -> None:
     structure.prune(0.25, "magnitude", "layer", groups=["2"])
     model[2] = nn.Linear(8, 5)  # type: ignore[index, operator]
     model[4] = nn.Linear(5, 3)  # type: ignore[index, operator]
+    before = {name: one.clone() for name, one in model.state_dict().items()}
     with pytest.raises(MismatchError, match=r"2\.weight of the model is not the parameter that the gates were put on"):
         edit(structure, example)
+    assert all(torch.equal(one, before[name]) for name, one in model.state_dict().items())
 
 
 @pytest.mark.parametrize("edit", [

@@ -164,6 +164,24 @@ def test_newborns_behind_a_norm_are_just_open(norm: str, bias: bool, seed: int) 
     assert (moved.abs() > 1e-4).any(1).all()
 
 
+def test_copies_of_units_with_rows_of_zero_keep_the_function_behind_a_norm() -> None:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 3))
+    with torch.no_grad():
+        model[0].weight[:4] = 0  # type: ignore[index, union-attr, operator]
+        model[0].bias[:4] = torch.linspace(0.1, 1, 4)  # type: ignore[index, union-attr, operator]
+        model[1].running_mean[:4] = -1  # type: ignore[index, union-attr, operator]
+    model.eval()
+    structure = trimtab.gates(model, OPTIMIZERS["sgd"](model.parameters()), torch.randn(4, 6))
+    structure.editor.remove({"0": torch.tensor([4, 5, 6, 7])})
+    example = torch.linspace(-1, 1, 24).reshape(4, 6)
+    with torch.no_grad():
+        before = model(example)
+        structure.grow(0.5, "net2wider")
+        assert torch.allclose(model(example), before, atol=1e-5)
+
+
 @pytest.mark.parametrize("mode", ["zero", "transplant", "fresh-step"])
 def test_survivors_keep_values_and_state(mode: str) -> None:
     model, chosen, example, structure = trained("residual")

@@ -19,7 +19,6 @@ from tests.policies.live import Scripted
 import trimtab
 from trimtab.errors import MismatchError
 from trimtab.inner_training.edits import EditConfig
-from trimtab.inner_training.structure.structure import Structure
 from trimtab.policies.editing import Editing
 from trimtab.policies.hosts.composer import TrimtabAlgorithm
 from trimtab.policies.hosts.hosted import Hosted, HostOptions
@@ -133,9 +132,12 @@ def test_a_host_of_plain_values_keeps_no_tensors() -> None:
     hosted.end()
 
 
-def test_a_state_of_other_units_is_refused_and_nothing_stays_attached() -> None:
-    def begun(structure: Structure | Editing, saved: Any = None) -> Hosted:
-        hosted = Hosted(HostOptions(policy=policy(), structure=structure))
+@pytest.mark.parametrize("damage", ["structure_state", "structure"])
+def test_a_state_of_other_units_is_refused_and_nothing_stays_attached(damage: str) -> None:
+    """The structure's own state is read before attaching, the controller's after it."""
+
+    def begun(saved: Any = None) -> Hosted:
+        hosted = Hosted(HostOptions(policy=policy(), structure=Editing(structure, config=CONFIG)))
         hosted.load_state_dict(saved)
         hosted.begin(optimizer, model, host=None, total_steps=STEPS)
         return hosted
@@ -143,12 +145,13 @@ def test_a_state_of_other_units_is_refused_and_nothing_stays_attached() -> None:
     model = Net()
     optimizer = adam(model)
     structure = editing(model, optimizer).structure
-    first = begun(Editing(structure, config=CONFIG))
+    first = begun()
     saved = first.state_dict()
     first.end()
     assert saved is not None
-    saved["structure_state"]["active"]["first"] = torch.ones(4, dtype=torch.bool)
-    before = len(optimizer._optimizer_step_pre_hooks)
-    with pytest.raises(MismatchError, match="is of a structure with the groups"):
-        begun(Editing(structure, config=CONFIG), saved)
+    saved[damage]["active"] = {"first": torch.ones(4, dtype=torch.bool) if damage == "structure_state" else "0" * 64}
+    before, active = len(optimizer._optimizer_step_pre_hooks), structure.active["first"]
+    with pytest.raises(MismatchError, match="units|groups"):
+        begun(saved)
     assert len(optimizer._optimizer_step_pre_hooks) == before
+    assert torch.equal(structure.active["first"], active)
