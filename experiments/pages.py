@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 from trimtab.errors import UserError
 
@@ -45,3 +48,16 @@ def filled(text: str, tables: Mapping[str, Sequence[str]]) -> str:
             raise UserError(f"table {name!r} of the page has no end; put {END} behind it")
         text = before + start + "\n\n" + "\n".join(lines) + f"\n\n{END}" + after
     return text
+
+
+def publish(
+    content: Mapping[str, Any], tables: Mapping[str, Sequence[str]], out: Path | None, page: Path | None
+) -> None:
+    """Prints tables, and writes the figures as JSON to ``out`` and the tables into ``page``, where these are given."""
+    for name, lines in tables.items():
+        print(f"\n{name}", *lines, sep="\n")
+    if out:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(json.dumps(content, indent=1) + "\n")
+    if page:
+        page.write_text(filled(page.read_text(), tables))

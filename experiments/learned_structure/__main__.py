@@ -13,7 +13,6 @@ its sizes by a straight line. All learning rates are the instances' own, drawn a
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ import numpy as np
 import torch
 from experiments.learned_structure.arms import Arm, learned_arms, rule_arms
 from experiments.learned_structure.measure import Played, at_equal_work, over_families
-from experiments.pages import filled, span, table
+from experiments.pages import publish, span, table
 
 from trimtab.agents.conditions import Conditions
 from trimtab.agents.evaluate import Evaluator
@@ -147,14 +146,7 @@ def main() -> None:
             for family, found in played.items()
         },
     }
-    tables = tables_of(content)
-    for name, lines in tables.items():
-        print(f"\n{name}", *lines, sep="\n")
-    if options.out:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(json.dumps(content, indent=1) + "\n")
-    if options.page:
-        options.page.write_text(filled(options.page.read_text(), tables))
+    publish(content, tables_of(content), options.out, options.page)
 
 
 if __name__ == "__main__":

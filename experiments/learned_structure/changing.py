@@ -12,7 +12,6 @@ Differences are paired by run, with bootstrap intervals over runs; over families
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 from experiments.learned_structure.together import Together, Without
-from experiments.pages import filled, span, table
+from experiments.pages import publish, span, table
 
 from trimtab.agents.conditions import Conditions
 from trimtab.agents.evaluate import Evaluator
@@ -125,14 +124,7 @@ def main() -> None:
         "heights": {family: {arm: round(float(one.mean()), 4) for arm, one in played.items()} for family, played in heights.items()},
         "edits": edits,
     }  # fmt: skip
-    tables = tables_of(content)
-    for name, lines in tables.items():
-        print(f"\n{name}", *lines, sep="\n")
-    if options.out:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(json.dumps(content, indent=1) + "\n")
-    if options.page:
-        options.page.write_text(filled(options.page.read_text(), tables))
+    publish(content, tables_of(content), options.out, options.page)
 
 
 if __name__ == "__main__":
